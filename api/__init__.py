@@ -1,0 +1,1 @@
+"""The HTTP API of orchestratord: a Falcon ASGI application."""

@@ -1,0 +1,1 @@
+"""The event-sourced core: types, events, journal, projections and services."""

@@ -1,0 +1,1 @@
+"""Engine processes on one host: start, watch, adopt, reap."""
