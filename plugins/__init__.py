@@ -1,1 +1,98 @@
-"""The public plugin API."""
+"""The public plugin API: all that a plugin, built-in or third-party, may import.
+
+Implement a hook of :mod:`llama_orch.plugins.hookspecs` with :data:`hookimpl` in a module, and name that module
+under the entry point group ``llama_orch``. :mod:`llama_orch.plugins.testing` has the contract suites that a
+plugin's own tests inherit.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from ..core import schema
+from ..core.entries import EntryBatch, batch_of
+from ..core.errors import (
+    ConfigError,
+    CorruptJournalError,
+    FencedError,
+    InvalidParamsError,
+    JournalLockedError,
+    StoreRefusedError,
+    StoreUnknownError,
+    UnavailableError,
+)
+from ..core.events.task import DecisionRecord, FilterRecord
+from ..core.frames import Frame
+from ..core.ports import (
+    AttemptEnd,
+    AttemptFailure,
+    AttemptHandle,
+    AttemptSink,
+    AttemptStart,
+    BodyPiece,
+    Clock,
+    CommitUnit,
+    Engine,
+    EngineFactory,
+    EngineHealth,
+    EngineProperties,
+    EngineState,
+    GenerateJob,
+    IndexFilter,
+    IndexRow,
+    JournalStore,
+    LauncherFactory,
+    LaunchPlan,
+    PlacementPolicy,
+    PlacementSnapshot,
+    StoreFactory,
+    Tail,
+)
+from ..core.types import Entry, PlacementRequest, PoolView, TaskView
+
+hookimpl = pluggy.HookimplMarker("llama_orch")
+
+__all__ = [
+    "AttemptEnd",
+    "AttemptFailure",
+    "AttemptHandle",
+    "AttemptSink",
+    "AttemptStart",
+    "BodyPiece",
+    "Clock",
+    "CommitUnit",
+    "ConfigError",
+    "CorruptJournalError",
+    "DecisionRecord",
+    "Engine",
+    "EngineFactory",
+    "EngineHealth",
+    "EngineProperties",
+    "EngineState",
+    "Entry",
+    "EntryBatch",
+    "FencedError",
+    "FilterRecord",
+    "Frame",
+    "GenerateJob",
+    "IndexFilter",
+    "IndexRow",
+    "InvalidParamsError",
+    "JournalLockedError",
+    "JournalStore",
+    "LaunchPlan",
+    "LauncherFactory",
+    "PlacementPolicy",
+    "PlacementRequest",
+    "PlacementSnapshot",
+    "PoolView",
+    "StoreFactory",
+    "StoreRefusedError",
+    "StoreUnknownError",
+    "Tail",
+    "TaskView",
+    "UnavailableError",
+    "batch_of",
+    "hookimpl",
+    "schema",
+]

@@ -1,0 +1,1 @@
+"""The journal: events in, frames out, one hash chain; see docs/explanation for its rules."""

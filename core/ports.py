@@ -1,0 +1,368 @@
+"""What the core asks of the outside: stores, clocks, engines. Plugins implement these Protocols."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from msgspec import Struct
+
+from .entries import EntryBatch
+from .events.task import DecisionRecord
+from .frames import Frame
+from .types import PoolView, TaskView
+
+
+class Clock(Protocol):
+    """Time as an input."""
+
+    def now_ns(self) -> int:
+        """Unix time, nanoseconds."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """Time that never runs backwards, nanoseconds."""
+        ...
+
+
+# --- the journal's store -------------------------------------------------------------------------------------
+
+
+class BodyPiece(Struct, frozen=True, gc=False):
+    """A bounded piece of a content-addressed body (a prompt, a rendered prompt)."""
+
+    owner: str
+    #: "sha256:<hex>" of the whole body
+    body_id: str
+    piece: int
+    pieces: int
+    data: bytes
+
+
+class IndexRow(Struct, frozen=True, gc=False, kw_only=True):
+    """Derived: where an ended task stands in the journal. Can be rebuilt from the frames."""
+
+    task_id: str
+    task_no: int
+    owner: str
+    state: str
+    model_ref: str
+    session_id: str
+    admitted_ns: int
+    ended_ns: int
+    admitted_frame: int
+    started_frame: int
+    ended_frame: int
+    #: frame of the transcript, 0 while it is not there
+    transcript_frame: int
+    #: frames with entries of the task, as delta-coded u32 (see core.journal.index)
+    entry_frames: bytes
+
+
+class CommitUnit(Struct, gc=False, kw_only=True):
+    """All that one transaction writes: body pieces, then the frame, then derived rows and compacted texts."""
+
+    frame: Frame
+    bodies: list[BodyPiece] = []
+    index: list[IndexRow] = []
+    #: ``(frame_no, new texts)``: chunks replaced by their leaves
+    rewrites: list[tuple[int, bytes]] = []
+
+
+class Tail(Struct, frozen=True, kw_only=True):
+    """What a store found when it was opened."""
+
+    #: this writer's epoch, higher than any before
+    epoch: int
+    #: last frame, 0 when the journal is empty
+    frame_no: int
+    next_seq: int
+    hash: bytes
+
+
+class IndexFilter(Struct, frozen=True, kw_only=True):
+    """Which ended tasks a page shall hold; empty fields do not filter."""
+
+    owner: str = ""
+    state: str = ""
+    model_ref: str = ""
+    session_id: str = ""
+    #: only tasks with a number below this one (newest first); 0 = from the newest
+    before_no: int = 0
+    limit: int = 100
+
+
+@runtime_checkable
+class JournalStore(Protocol):
+    """A database that keeps frames. Methods block; the journal decides on which thread they run.
+
+    ``open``, ``commit``, ``reopen`` and ``close`` are called from one thread at a time; ``sync`` from the
+    syncer's thread; the reading methods from any thread, also while a commit runs.
+    """
+
+    #: commits take microseconds, so they may run on the event loop's thread
+    commits_inline: bool
+
+    def open(self) -> Tail:
+        """Take the writer's lock, bring the schema up to date, begin a new epoch.
+
+        :raises JournalLockedError: another process holds the lock.
+        :raises CorruptJournalError: this is no journal, or one of a newer version.
+        """
+        ...
+
+    def reopen(self) -> Tail:
+        """After an unknown outcome: drop connections, look at what is really there, begin a new epoch."""
+        ...
+
+    def commit(self, unit: CommitUnit) -> None:
+        """Write one unit in one transaction; visible to readers and safe from a killed process when it returns.
+
+        :raises StoreRefusedError: nothing was written; the same unit may be tried again.
+        :raises StoreUnknownError: it may or may not have been written.
+        :raises FencedError: another writer's epoch or frame is there.
+        """
+        ...
+
+    def sync(self, target_hash: bytes, seq: int) -> None:
+        """Make all that was committed before the call survive power loss, and note the head ``(seq, hash)``.
+
+        :raises StoreUnknownError: the disk reported an error.
+        """
+        ...
+
+    def maintain(self) -> None:
+        """Checkpoint or similar; called off the hot path, from the syncer's thread."""
+        ...
+
+    def head_note(self) -> tuple[int, bytes] | None:
+        """The last synced head ``(seq, hash)`` that is kept apart from the frames, or ``None``."""
+        ...
+
+    def frames(self, first: int, last: int | None = None) -> Iterator[Frame]:
+        """Frames ``first`` to ``last`` (inclusive; ``None`` = the end), in order."""
+        ...
+
+    def facts(self, first: int) -> Iterator[tuple[int, int, int, int, bytes]]:
+        """``(frame_no, epoch, first_seq, count, facts)`` from a frame on, without reading texts."""
+        ...
+
+    def frames_at(self, numbers: Sequence[int]) -> list[Frame]:
+        """The frames with these numbers, in order; missing ones are left out."""
+        ...
+
+    def body(self, owner: str, body_id: str) -> bytes | None:
+        """A body, or ``None``. :raises CorruptJournalError: a piece is missing."""
+        ...
+
+    def index_row(self, task_id: str) -> IndexRow | None:
+        """Where an ended task stands."""
+        ...
+
+    def index_page(self, wanted: IndexFilter) -> list[IndexRow]:
+        """Ended tasks, newest first."""
+        ...
+
+    def size_bytes(self) -> int:
+        """Bytes the journal takes on disk or in the database."""
+        ...
+
+    def close(self) -> None:
+        """Release the lock and all connections."""
+        ...
+
+
+# --- engines --------------------------------------------------------------------------------------------------
+
+
+class EngineState(enum.StrEnum):
+    """What a health check found."""
+
+    UNREACHABLE = "unreachable"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class EngineHealth(Struct, frozen=True, kw_only=True):
+    """Answer of a health check."""
+
+    state: EngineState
+    detail: str = ""
+
+
+class EngineProperties(Struct, frozen=True, kw_only=True):
+    """What a ready engine says of itself; empty where it does not say."""
+
+    engine_version: str
+    model_name: str
+    #: "sha256:…" of the weights when known, else a digest of what identifies them
+    model_digest: str = ""
+    tokenizer_digest: str = ""
+    #: Jinja template of the chat, as the engine reports it
+    chat_template: str = ""
+    bos_token: str = ""
+    eos_token: str = ""
+    slots: int = 1
+    #: tokens per slot
+    ctx: int = 0
+    flags: str = ""
+    workloads: tuple[str, ...] = ("completion", "chat")
+    #: may promise ``determinism: strict``
+    strict_capable: bool = False
+    device: str = "cpu"
+
+
+class GenerateJob(Struct, frozen=True, kw_only=True):
+    """One attempt of a task, as an engine gets it."""
+
+    task_id: str
+    attempt: int
+    prompt: str
+    #: text already journaled that the engine shall continue from; "" for a fresh or regenerated run
+    prefix: str = ""
+    slot: int = -1
+    seed: int = 0
+    #: sampling parameters as numbers, under the names of TaskRequest
+    sampling: Mapping[str, float] = {}
+    #: 0 = until the engine stops
+    max_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    grammar: str = ""
+    json_schema: Mapping[str, Any] | None = None
+    cache_prompt: bool = False
+    #: put special tokens of the prompt's text to use (a rendered chat), and add BOS where the model wants it
+    parse_special: bool = True
+    logprobs: int = 0
+
+
+class AttemptStart(Struct, frozen=True, kw_only=True):
+    """The engine took the job: first sign of life."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class AttemptEnd(Struct, frozen=True, kw_only=True):
+    """The engine finished the job, by its own word."""
+
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_us: int = 0
+    decode_us: int = 0
+    #: tokens by the engine's count
+    tokens: int = 0
+
+
+class AttemptFailure(Struct, frozen=True, kw_only=True):
+    """The attempt broke off without a proper end."""
+
+    #: "refused" | "cut" | "garbage" | "server-error" | "context" | "invalid" | "unreachable"
+    kind: str
+    message: str
+    #: another attempt may do better
+    retriable: bool = True
+
+
+class AttemptSink(Protocol):
+    """Where an engine reports one attempt. Called on the event loop, synchronously, in order; nothing comes
+    after ``ended`` or ``failed``, and nothing after the attempt's handle was cancelled."""
+
+    def started(self, start: AttemptStart) -> None: ...
+
+    def entries(self, batch: EntryBatch) -> None: ...
+
+    def ended(self, end: AttemptEnd) -> None: ...
+
+    def failed(self, failure: AttemptFailure) -> None: ...
+
+    def pressure(self) -> bool:
+        """True asks the engine's reader to pause until ``resume`` of the handle is called."""
+        ...
+
+
+class AttemptHandle(Protocol):
+    """A running attempt."""
+
+    def cancel(self) -> None:
+        """Tell the engine to stop, at once; idempotent; the sink hears nothing more."""
+        ...
+
+    async def slot_free(self) -> str:
+        """Wait until the engine's slot is seen free or its process gone; answers which ("slot-free", "engine-gone")."""
+        ...
+
+    def resume(self) -> None:
+        """Read on after ``pressure``."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One engine process or server, spoken to by a plugin. All methods run on the event loop."""
+
+    name: str
+
+    async def health(self) -> EngineHealth: ...
+
+    async def properties(self) -> EngineProperties: ...
+
+    def generate(self, job: GenerateJob, sink: AttemptSink) -> AttemptHandle: ...
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt that the engine's own template makes of a chat."""
+        ...
+
+    async def slots_in_use(self) -> int | None:
+        """Slots that the engine says are busy; ``None`` where it does not say."""
+        ...
+
+    async def metrics(self) -> Mapping[str, float]:
+        """The engine's own metrics under their names; empty where it has none."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class LaunchPlan(Struct, frozen=True, kw_only=True):
+    """How to start an engine process. No shell is involved."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = {}
+    #: the URL it will answer at
+    url: str
+    #: text in its log that names a cause, with advice: ``(pattern, cause, advice)``
+    log_causes: tuple[tuple[str, str, str], ...] = ()
+
+
+# --- policy ----------------------------------------------------------------------------------------------------
+
+
+class PlacementSnapshot(Struct, frozen=True, kw_only=True):
+    """All that a placement decision may read."""
+
+    now_ns: int
+    pools: tuple[PoolView, ...]
+
+
+class PlacementPolicy(Protocol):
+    """A pure placement policy; ``None`` means that the task has to wait (PLC-1)."""
+
+    name: str
+    version: str
+
+    def decide(self, snapshot: PlacementSnapshot, task: TaskView) -> DecisionRecord | None: ...
+
+
+EngineFactory = Callable[[Mapping[str, Any]], Engine]
+"""Makes an engine client from its pool's configuration (``url`` and the plugin's own keys)."""
+
+StoreFactory = Callable[[str, Mapping[str, Any]], JournalStore]
+"""Makes a store from a database URL and options."""
+
+LauncherFactory = Callable[[Mapping[str, Any]], LaunchPlan]
+"""Plans the start of an engine process from its pool's configuration."""
