@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "requirements.toml"
-STATES = ("proven", "partial", "planned")
+STATES: tuple[str, ...] = ("proven", "partial", "planned")
 _ID = re.compile(r"^[A-Z]{2,5}-[1-9][0-9]*$")
 _KEYS = {"id", "text", "state", "proofs", "mutation", "missing"}
 
