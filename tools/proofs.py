@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
-from requirements_table import ROOT, TableError, load
+from requirements_table import ROOT, Area, TableError, load
 
 
 def collected() -> set[str]:
@@ -31,10 +32,10 @@ def collected() -> set[str]:
     return names
 
 
-def main() -> int:
-    """Check, print what is wrong, return the exit status."""
+def main(read: Callable[[], tuple[Area, ...]] = load) -> int:
+    """Check the table that `read` returns, print what is wrong, return the exit status."""
     try:
-        areas = load()
+        areas = read()
     except TableError as error:
         print(error)
         return 1

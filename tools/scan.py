@@ -24,7 +24,7 @@ SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
     "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"{}$<]+:[^\s/:@'\"{}$<]{3,}@(?!localhost|127\.|host|db)",
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"{}$<]+:[^\s/:@'\"{}$<]{3,}@(?!localhost\b|127\.|host\b|db\b)",
 }
 REMARKS = {
     "a path of one machine": r"(?<![\w.])/(?:wor[k]|hom[e]/[a-z]+|User[s]/[a-z]+|roo[t]|mn[t]/[a-z]+)/",

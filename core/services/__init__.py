@@ -1,0 +1,1 @@
+"""Services decide and append: they read projections and never edit them."""
