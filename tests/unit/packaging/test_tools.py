@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,31 @@ class TestDocsRun:
         tool = load_tool("docs_run")
         with pytest.raises(tool.PageError, match=fault):
             tool.parse("page.md", page)
+
+
+class TestSkippedProofs:
+    PROGRAM = """
+import sys
+sys.path.insert(0, {tools!r})
+import pytest
+from skipped_proofs import SkippedProofs
+sys.exit(pytest.main([{file!r}, "-q", "-p", "no:cacheprovider", *{more!r}], plugins=[SkippedProofs({proofs!r})]))
+"""
+
+    @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+    @pytest.mark.parametrize(
+        "proofs,status", [(["test_it.py::test_runs"], 0), (["test_it.py::test_skips"], 1), (["test_it.py"], 1)]
+    )
+    def test_a_skipped_proof_fails_the_run(
+        self, root: Path, tmp_path: Path, workers: list[str], proofs: list[str], status: int
+    ):
+        file = tmp_path / "test_it.py"
+        file.write_text(
+            "import pytest\ndef test_runs(): pass\n@pytest.mark.skip\n@pytest.mark.parametrize('x', [1])\ndef test_skips(x): pass\n"
+        )
+        program = self.PROGRAM.format(
+            tools=str(root / "tools"), file=str(file), more=[f"--rootdir={tmp_path}", *workers], proofs=proofs
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert ("FAILED test_it.py::test_skips[1]: a proof" in done.stdout) is bool(status)
