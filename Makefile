@@ -82,7 +82,7 @@ docs: $(DEV) ## run the commands that the documentation shows, and compare
 	$(BIN)/python tools/docs_run.py
 
 unused: $(DEV) ## no code that nothing uses
-	$(BIN)/vulture
+	$(BIN)/python tools/unused.py
 
 scan: $(DEV) ## no secret, machine path or index address in any file
 	$(BIN)/python tools/scan.py
