@@ -6,13 +6,16 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+#: 64 bits everywhere; on SQLite spelt so that a single primary key is the row's own number, without a second index
+_Big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 #: one row per group commit
 frames = sa.Table(
     "frames",
     metadata,
-    sa.Column("frame_no", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("epoch", sa.BigInteger, nullable=False),
-    sa.Column("first_seq", sa.BigInteger, nullable=False),
+    sa.Column("frame_no", _Big, primary_key=True, autoincrement=False),
+    sa.Column("epoch", _Big, nullable=False),
+    sa.Column("first_seq", _Big, nullable=False),
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("prev_hash", sa.LargeBinary, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
@@ -36,24 +39,24 @@ writer = sa.Table(
     "writer",
     metadata,
     sa.Column("partition", sa.Text, primary_key=True),
-    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("epoch", _Big, nullable=False),
 )
 
 #: derived: ended tasks and their frames
 task_index = sa.Table(
     "task_index",
     metadata,
-    sa.Column("task_no", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("task_no", _Big, primary_key=True, autoincrement=False),
     sa.Column("task_id", sa.Text, nullable=False, unique=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("model_ref", sa.Text, nullable=False),
     sa.Column("session_id", sa.Text, nullable=False),
-    sa.Column("admitted_ns", sa.BigInteger, nullable=False),
-    sa.Column("ended_ns", sa.BigInteger, nullable=False),
-    sa.Column("admitted_frame", sa.BigInteger, nullable=False),
-    sa.Column("started_frame", sa.BigInteger, nullable=False),
-    sa.Column("ended_frame", sa.BigInteger, nullable=False),
-    sa.Column("transcript_frame", sa.BigInteger, nullable=False),
+    sa.Column("admitted_ns", _Big, nullable=False),
+    sa.Column("ended_ns", _Big, nullable=False),
+    sa.Column("admitted_frame", _Big, nullable=False),
+    sa.Column("started_frame", _Big, nullable=False),
+    sa.Column("ended_frame", _Big, nullable=False),
+    sa.Column("transcript_frame", _Big, nullable=False),
     sa.Column("entry_frames", sa.LargeBinary, nullable=False),
 )

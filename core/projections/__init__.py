@@ -1,1 +1,1 @@
-"""Pure folds of events into the state that everyone reads."""
+"""Projections: pure folds of the journal's events. No clock, no I/O, no randomness, no plugins (JRN-5)."""

@@ -1,0 +1,202 @@
+"""Live tasks, tasks that ended and wait for their transcript, and duplicates by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..events.task import (
+    TaskAdmitted,
+    TaskAttemptFailed,
+    TaskCancelled,
+    TaskEnded,
+    TaskPlaced,
+    TaskStarted,
+    TaskTranscribed,
+)
+from ..types import TaskPhase
+from .projection import EntriesRecorded, Projection, Recorded, on
+
+
+class TaskState(msgspec.Struct, gc=False, kw_only=True):
+    """One task from its admission until its transcript is written."""
+
+    admitted: TaskAdmitted
+    #: seq of the admission: the task's number
+    task_no: int
+    admitted_ns: int
+    admitted_frame: int
+    correlation: str
+    phase: str = TaskPhase.QUEUED
+    attempt: int = 0
+    pool_id: str = ""
+    placed_ns: int = 0
+    started: TaskStarted | None = None
+    #: of the first start: readers see one ``started`` frame
+    started_ns: int = 0
+    started_frame: int = 0
+    started_epoch: int = 0
+    #: entries so far; ordinals run from 1 to this
+    entries: int = 0
+    tokens_out: int = 0
+    #: time of the last entry (from admission on), Unix ns at microsecond steps
+    entry_ns: int = 0
+    first_entry_ns: int = 0
+    #: ``(epoch, first ordinal)`` for each stretch of entries written under one epoch
+    epochs: list[tuple[int, int]] = []
+    #: frames that hold entries, ascending
+    entry_frames: list[int] = []
+    last_failure: str = ""
+    ended: TaskEnded | None = None
+    ended_ns: int = 0
+    ended_frame: int = 0
+    ended_epoch: int = 0
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.admitted.task_id
+
+
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
+    """Which task an idempotency key belongs to."""
+
+    task_id: str
+    request_digest: str
+    until_ns: int
+
+
+class Tasks(Projection):
+    """Tasks by id (live), by id (ended, not transcribed) and by idempotency key."""
+
+    name = "tasks"
+
+    def __init__(self) -> None:
+        self.live: dict[str, TaskState] = {}
+        self.closing: dict[str, TaskState] = {}
+        self.by_no: dict[int, TaskState] = {}
+        #: (owner, digest of key) -> duplicate; in the order of admission
+        self.keys: dict[tuple[str, str], Duplicate] = {}
+        #: attempts that run on an engine now
+        self.running = 0
+
+    def get(self, task_id: str) -> TaskState | None:
+        """A task that is live, or ended without a transcript yet."""
+        return self.live.get(task_id) or self.closing.get(task_id)
+
+    @on(TaskAdmitted)
+    def _admitted(self, record: Recorded) -> None:
+        event: TaskAdmitted = record.payload
+        state = TaskState(
+            admitted=event,
+            task_no=record.seq,
+            admitted_ns=record.time_ns,
+            admitted_frame=record.frame_no,
+            correlation=record.correlation,
+            entry_ns=record.time_ns,
+            epochs=[],
+            entry_frames=[],
+        )
+        self.live[event.task_id] = state
+        self.by_no[record.seq] = state
+        if event.idempotency_digest:
+            self._forget_old(record.time_ns)
+            key = (event.owner, event.idempotency_digest)
+            self.keys.pop(key, None)
+            self.keys[key] = Duplicate(event.task_id, event.request_digest, event.idempotency_until_ns)
+
+    def _forget_old(self, now_ns: int) -> None:
+        while self.keys:
+            key = next(iter(self.keys))
+            if self.keys[key].until_ns > now_ns:
+                return
+            del self.keys[key]
+
+    @on(TaskPlaced)
+    def _placed(self, record: Recorded) -> None:
+        event: TaskPlaced = record.payload
+        state = self.live[event.task_id]
+        state.phase = TaskPhase.PLACED
+        state.attempt = event.attempt
+        state.pool_id = event.pool_id
+        state.placed_ns = record.time_ns
+
+    @on(TaskStarted)
+    def _started(self, record: Recorded) -> None:
+        event: TaskStarted = record.payload
+        state = self.live[event.task_id]
+        state.phase = TaskPhase.RUNNING
+        self.running += 1
+        if state.started is None:
+            state.started_ns = record.time_ns
+            state.started_frame = record.frame_no
+            state.started_epoch = record.epoch
+            state.started = event
+
+    @on(TaskAttemptFailed)
+    def _attempt_failed(self, record: Recorded) -> None:
+        event: TaskAttemptFailed = record.payload
+        state = self.live[event.task_id]
+        if state.phase == TaskPhase.RUNNING:
+            self.running -= 1
+        state.phase = TaskPhase.QUEUED
+        state.pool_id = ""
+        state.last_failure = event.code
+
+    @on(TaskCancelled)
+    def _cancelled(self, record: Recorded) -> None:
+        # The end follows in the same batch; the reason stays in the journal.
+        del record
+
+    @on(TaskEnded)
+    def _ended(self, record: Recorded) -> None:
+        event: TaskEnded = record.payload
+        state = self.live.pop(event.task_id)
+        if state.phase == TaskPhase.RUNNING:
+            self.running -= 1
+        state.ended = event
+        state.ended_ns = record.time_ns
+        state.ended_frame = record.frame_no
+        state.ended_epoch = record.epoch
+        self.closing[event.task_id] = state
+
+    @on(TaskTranscribed)
+    def _transcribed(self, record: Recorded) -> None:
+        event: TaskTranscribed = record.payload
+        state = self.closing.pop(event.task_id)
+        del self.by_no[state.task_no]
+
+    def fold_entries(self, chunk: EntriesRecorded) -> None:
+        """Count a chunk of entries in; those of tasks that left memory do not matter any more."""
+        state = self.by_no.get(chunk.task_no)
+        if state is None:
+            return
+        if not state.epochs or state.epochs[-1][0] != chunk.epoch:
+            state.epochs.append((chunk.epoch, chunk.first_ordinal))
+        if not state.entry_frames or state.entry_frames[-1] != chunk.frame_no:
+            state.entry_frames.append(chunk.frame_no)
+        state.entries = chunk.first_ordinal + chunk.entries - 1
+        state.tokens_out += chunk.tokens
+        state.entry_ns += chunk.elapsed_us * 1000
+        if not state.first_entry_ns:
+            state.first_entry_ns = state.entry_ns
+
+    def dump(self) -> Any:
+        """Live and closing tasks in order of admission, then keys in order of expiry."""
+        return {
+            "tasks": [msgspec.to_builtins(s) for s in self.by_no.values()],
+            "keys": [[owner, key, d.task_id, d.request_digest, d.until_ns] for (owner, key), d in self.keys.items()],
+        }
+
+    def load(self, data: Any) -> None:
+        """Replace the state by dumped data."""
+        self.__init__()  # type: ignore[misc]
+        for item in data["tasks"]:
+            state = msgspec.convert(item, TaskState)
+            self.by_no[state.task_no] = state
+            (self.closing if state.ended is not None else self.live)[state.task_id] = state
+            if state.ended is None and state.phase == TaskPhase.RUNNING:
+                self.running += 1
+        for owner, key, task_id, digest, until in data["keys"]:
+            self.keys[(owner, key)] = Duplicate(task_id, digest, until)
