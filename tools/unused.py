@@ -34,16 +34,22 @@ ALLOWED: dict[str, str] = {
 }
 
 
-def fields(path: Path) -> set[int]:
-    """Return the lines of `path` on which a class declares a field (an annotated name, or an enum's member)."""
+def declarations(path: Path) -> set[int]:
+    """Return the lines of `path` that only declare: a class's fields, and the parameters of functions without a body."""
     lines: set[int] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        enum = any("Enum" in ast.unparse(base) or "Flag" in ast.unparse(base) for base in node.bases)
-        for statement in node.body:
-            if isinstance(statement, ast.AnnAssign) or (enum and isinstance(statement, ast.Assign)):
-                lines.add(statement.lineno)
+        if isinstance(node, ast.ClassDef):
+            enum = any("Enum" in ast.unparse(base) or "Flag" in ast.unparse(base) for base in node.bases)
+            lines.update(
+                statement.lineno
+                for statement in node.body
+                if isinstance(statement, ast.AnnAssign) or (enum and isinstance(statement, ast.Assign))
+            )
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) for statement in node.body
+        ):
+            given = node.args
+            lines.update(argument.lineno for argument in [*given.posonlyargs, *given.args, *given.kwonlyargs])
     return lines
 
 
@@ -64,7 +70,9 @@ def unused(folders: list[str]) -> tuple[list[str], set[str]]:
     for item in vulture.get_unused_code(min_confidence=60):
         path = Path(item.filename)
         name = path.relative_to(ROOT).as_posix()
-        if item.first_lineno in declared.setdefault(path, fields(path)):
+        if path not in declared:
+            declared[path] = declarations(path)
+        if item.typ == "variable" and item.first_lineno in declared[path]:
             continue
         matching = [rule for rule in ALLOWED if fnmatch(f"{name}:{item.name}", rule)]
         used.update(matching)
