@@ -18,7 +18,7 @@ from vulture.core import Vulture
 ROOT = Path(__file__).resolve().parent.parent
 
 #: These register what they decorate.
-DECORATORS = ["@hookimpl*", "@hookspec*", "@event*", "@upcast*", "@command*", "@projection*", "@pytest.*"]
+DECORATORS = ["@hookimpl", "@hookspec", "@event", "@on", "@upcaster", "@command"]
 #: Falcon, ASGI, asyncio and logging call these by their names.
 CALLED_BY_NAME = [
     "on_*", "process_*", "connection_made", "connection_lost", "data_received", "eof_received", "pause_writing",
@@ -60,16 +60,16 @@ def entry_points() -> set[str]:
     return {target.rpartition(":")[2] for group in groups for target in group.values()}
 
 
-def unused(folders: list[str]) -> tuple[list[str], set[str]]:
+def unused(folders: list[str], root: Path = ROOT) -> tuple[list[str], set[str]]:
     """Return `file:line: what` for all unused code, and the allowances that hid something."""
     vulture = Vulture(ignore_names=[*CALLED_BY_NAME, *entry_points()], ignore_decorators=DECORATORS)
-    vulture.scavenge([ROOT / folder for folder in folders])
+    vulture.scavenge([root / folder for folder in folders])
     found: list[str] = []
     used: set[str] = set()
     declared: dict[Path, set[int]] = {}
     for item in vulture.get_unused_code(min_confidence=60):
         path = Path(item.filename)
-        name = path.relative_to(ROOT).as_posix()
+        name = path.relative_to(root).as_posix()
         if path not in declared:
             declared[path] = declarations(path)
         if item.typ == "variable" and item.first_lineno in declared[path]:

@@ -157,3 +157,41 @@ sys.exit(pytest.main([{file!r}, "-q", "-p", "no:cacheprovider", *{more!r}], plug
         done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == status, done.stdout + done.stderr
         assert ("FAILED test_it.py::test_skips[1]: a proof" in done.stdout) is bool(status)
+
+
+class TestUnused:
+    SOURCE = '''
+import enum
+from typing import Protocol
+
+class Colour(enum.Enum):
+    RED = 1
+
+class Row:
+    width_px: int = 0
+
+class Port(Protocol):
+    def send(self, target: str) -> None:
+        """Only declared."""
+
+class Resource:
+    def on_get(self, request, response):
+        return request, response
+
+@event("row.added")
+def registered():
+    return Colour, Row, Port, Resource
+
+def forgotten():
+    left_over = 1
+'''
+
+    def test_what_nothing_uses_is_found_and_declarations_are_not(self, load_tool, tmp_path: Path):
+        (tmp_path / "core").mkdir()
+        (tmp_path / "core" / "rows.py").write_text(self.SOURCE, "utf-8")
+        found, _ = load_tool("unused").unused(["core"], tmp_path)
+        assert sorted(line.split(": ", 1)[1] for line in found) == [
+            "unused function 'forgotten'",
+            "unused method 'send'",
+            "unused variable 'left_over'",
+        ]
