@@ -45,7 +45,8 @@ lock: $(DEV) ## resolve the pinned requirements again
 
 demo: $(RUNTIME) ## a haiku from the bundled model, on a server that lives as long as the call
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	LLORCH_DATA_DIR="$$dir/data" $(BIN)/llama-orch run "Write a haiku about rain"
+	unset LLORCH_URL LLORCH_CONFIG; XDG_CONFIG_HOME="$$dir" LLORCH_DATA_DIR="$$dir/data" \
+	    $(BIN)/llama-orch run "Write a haiku about rain"
 
 # --- checks --------------------------------------------------------------------------------------
 
