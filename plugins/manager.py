@@ -30,6 +30,8 @@ class PluginManager:
         for package in BUILT_IN:
             module = importlib.import_module(package)
             for info in pkgutil.iter_modules(module.__path__):
+                if info.name.startswith("_"):  # what several plugins share is no plugin
+                    continue
                 name = f"{package}.{info.name}"
                 self._pm.register(importlib.import_module(name), name)
         if entry_points:
@@ -40,7 +42,9 @@ class PluginManager:
             self._pm.check_pending()
         except pluggy.PluginValidationError as error:
             msg = f"plugin {error.plugin!r}: {error}"
-            raise ConfigError(msg, remedy="Correct or uninstall that plugin; docs/reference/hooks.md lists the hooks.") from error
+            raise ConfigError(
+                msg, remedy="Correct or uninstall that plugin; docs/reference/hooks.md lists the hooks."
+            ) from error
 
     def engines(self) -> dict[str, EngineFactory]:
         """Engine factories by name."""
