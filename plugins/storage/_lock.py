@@ -7,7 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from llama_orch.plugins import JournalLockedError
+from .. import JournalLockedError
 
 
 class FileLock:

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from llama_orch.plugins import BodyPiece, CorruptJournalError, Frame, IndexFilter, IndexRow, schema
+from .. import BodyPiece, CorruptJournalError, Frame, IndexFilter, IndexRow, schema
 
 #: the one partition of a single writer
 PARTITION = "main"

@@ -23,8 +23,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as dialect
 
-from llama_orch import migrations
-from llama_orch.plugins import (
+from ... import migrations
+from .. import (
     BodyPiece,
     CommitUnit,
     ConfigError,
@@ -39,7 +39,6 @@ from llama_orch.plugins import (
     Tail,
     hookimpl,
 )
-
 from ._head import HeadFile, read_head
 from ._lock import FileLock
 from ._relational import (
