@@ -91,10 +91,10 @@ scan: $(DEV) ## no secret, machine path or index address in any file
 # --- measuring and shipping ----------------------------------------------------------------------
 
 bench: $(DEV) ## measure side by side with the peers
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-check: $(DEV) ## measure, and hold the results against the bars
-	$(BIN)/python benchmarks/check.py $(ARGS)
+	$(BIN)/python -m benchmarks.check $(ARGS)
 
 wheel: $(DEV) ## wheel and source archive, with checksums, in dist/
 	rm -rf dist
