@@ -31,7 +31,9 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument("--loads", default=",".join(loads.BY_NAME), help="comma-separated: %(default)s")
-    parser.add_argument("--targets", default="", help=f"comma-separated, beginnings suffice: {', '.join(targets.NAMES)}")
+    parser.add_argument(
+        "--targets", default="", help=f"comma-separated, beginnings suffice: {', '.join(targets.NAMES)}"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round: shows that everything runs")
     parser.add_argument("--no-edges", action="store_true", help="leave out readers that leave or stall")
     parser.add_argument("--only-edges", action="store_true", help="nothing but readers that leave or stall")
@@ -44,7 +46,9 @@ def _progress(row: Row) -> None:
     if isinstance(row, LoadRun):
         cost = row.cpu_us_per_request if row.load == "v" else row.cpu_us_per_token
         faults = f"  FAULTS {row.faults} {row.error}" if row.faults else ""
-        tell(f"{row.round} {row.load:4}{row.target:28}{row.tok_s:10.0f} tok/s{cost:9.2f} µs{row.rss_mb:7.0f} MB{faults}")
+        tell(
+            f"{row.round} {row.load:4}{row.target:28}{row.tok_s:10.0f} tok/s{cost:9.2f} µs{row.rss_mb:7.0f} MB{faults}"
+        )
 
 
 def measure_all(words: Sequence[str] | None = None) -> Path | None:

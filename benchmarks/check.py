@@ -116,9 +116,7 @@ def _rate(results: Results, load: str, rate: Callable[[LoadRun], float]) -> floa
     return results.median(OURS, load, rate)
 
 
-def _rate_limit(
-    results: Results, load: str, rate: Callable[[LoadRun], float], absolute: float, share: float
-) -> float:
+def _rate_limit(results: Results, load: str, rate: Callable[[LoadRun], float], absolute: float, share: float) -> float:
     slowest_cost = fastest_router(results, load, lambda row: -rate(row))
     return absolute if slowest_cost is None else min(absolute, -slowest_cost * share)
 

@@ -360,6 +360,9 @@ int main(int count, char **words)
     signal(SIGPIPE, SIG_IGN);
     make_request();
     double wall_s = run();
+    if (result.finished < plan.requests && !result.first_error[0])
+        snprintf(result.first_error, sizeof result.first_error, "%d of %d requests did not end within %g s",
+                 plan.requests - result.finished, plan.requests, plan.timeout_s);
     print_result(wall_s);
     return result.failed || result.finished < plan.requests ? 1 : 0;
 }

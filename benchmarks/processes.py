@@ -17,7 +17,7 @@ from typing import Protocol
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_MARK = "LLORCH_BENCH_MARK"
+_MARK = "BENCH_TARGET_MARK"
 
 
 class StartError(Exception):
@@ -55,11 +55,11 @@ def parse_stat(text: str) -> tuple[int, float]:
 
 
 def _each_process() -> Iterator[tuple[int, int, float]]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                parent, waited_s = parse_stat(Path("/proc", name, "stat").read_text())
-                yield int(name), parent, waited_s
+                parent, waited_s = parse_stat((folder / "stat").read_text())
+                yield int(folder.name), parent, waited_s
 
 
 def _cpu_clock(pid: int) -> float:
@@ -90,13 +90,14 @@ class Service:
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
         self._log = log
         key, value = self._mark.split("=")
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith("LLORCH_")}
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env={**os.environ, **env, key: value},
+                env={**inherited, **env, key: value},
                 start_new_session=True,
             )
 

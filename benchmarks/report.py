@@ -143,7 +143,14 @@ def edge_table(results: Results) -> str:
         ]
         for row in results.edges
     ]
-    head = ["", "gone while flowing, ms", "gone while silent, ms", "RSS + reading, MB", "RSS + stalled, MB", "frames taken"]
+    head = [
+        "",
+        "gone while flowing, ms",
+        "gone while silent, ms",
+        "RSS + reading, MB",
+        "RSS + stalled, MB",
+        "frames taken",
+    ]
     return table(head, rows)
 
 
@@ -173,7 +180,9 @@ def _preface(results: Results) -> list[str]:
         if machine.quick:
             lines.append("**Shortened loads: this shows that everything runs, and is not to be published.**")
         if machine.versions:
-            lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()) + ".")
+            lines.append(
+                "Versions: " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()) + "."
+            )
     fsync = results.fsync_p50_us()
     if fsync is not None:
         worst = statistics.median(row.p99_us for row in results.fsync)
@@ -193,7 +202,9 @@ def render(results: Results) -> str:
     parts = ["# Benchmarks", "\n".join(_preface(results))]
     if results.loads:
         shown = _measured(results, [load.name for load in LOADS])
-        parts.append("Loads: " + " · ".join(f"**{load.name}** {load.title}" for load in LOADS if load.name in shown) + ".")
+        parts.append(
+            "Loads: " + " · ".join(f"**{load.name}** {load.title}" for load in LOADS if load.name in shown) + "."
+        )
         parts.append(
             "## CPU\n\nOf the target's whole process tree, in µs per relayed token (v: µs per request, in brackets).\n\n"
             + cpu_table(results)

@@ -164,10 +164,7 @@ def parse_loadgen(text: str) -> dict[str, Any]:
         printed = json.loads(text)
     except ValueError as error:
         raise ValueError(f"the load generator printed no result: {text[:200]!r}") from error
-    fields = {
-        name: printed[name]
-        for name in "ok failed unfinished misplaced tokens wall_s tok_s req_s error".split()
-    }
+    fields = {name: printed[name] for name in "ok failed unfinished misplaced tokens wall_s tok_s req_s error".split()}
     for name in ("first_token_us", "frame_us", "request_us"):
         fields[name] = Quantiles.parse(printed[name])
     return fields

@@ -153,16 +153,18 @@ class Session:
     def _warm_up(self, target: Target) -> str:
         """Runs short loads until one succeeds, because routers look for their workers first; else its error."""
         for load in _WARM_UP:
+            error = self._run_loadgen(target, load, limit_s=20)["error"]
             for _ in range(20):
-                measured = self._run_loadgen(target, load, limit_s=20)
-                if measured["ok"] == load.requests:
+                if not error:
                     break
                 time.sleep(0.3)
-            else:
-                return str(measured["error"])
+                error = self._run_loadgen(target, load, limit_s=20)["error"]
+            if error:
+                return str(error)
         return ""
 
     def _run_loadgen(self, target: Target, load: Load, limit_s: float) -> dict[str, object]:
+        """What the load generator measured; `error` is empty when every request succeeded."""
         command = [str(self._native.loadgen), "--port", str(target.port), "--api", target.api]
         command += [*load.arguments(), "--timeout", str(limit_s)]
         printed = subprocess.run(command, capture_output=True, text=True, timeout=limit_s + 30, check=False)

@@ -158,7 +158,13 @@ def orchestrator_configuration(port: int, engine_port: int, data_dir: Path) -> s
         "slots": SLOTS,
         "provisioning": {"mode": "external", "url": f"http://127.0.0.1:{engine_port}"},
     }
-    return json.dumps({"bind": f"127.0.0.1:{port}", "data_dir": str(data_dir), "pools": [pool]}, indent=2)
+    settings = {
+        "bind": f"127.0.0.1:{port}",
+        "data_dir": str(data_dir),
+        "log": {"level": "warning"},  # as the peers: no line per request
+        "pools": [pool],
+    }
+    return json.dumps(settings, indent=2)
 
 
 def orchestrator(name: str, engine_port: int, folder: Path, native: Native, fsync_delay_ms: int) -> Launch | Missing:
