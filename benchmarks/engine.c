@@ -96,10 +96,11 @@ static void enter_ready(struct connection *c)
     ready[ready_count++] = c;
 }
 
-static int take_slot(void)
+/* A free slot, or the one that is wanted if that is free; -1 = none. */
+static int take_slot(int wanted)
 {
     for (unsigned i = 0; i < facts.slots; i++) {
-        if (facts.slot_busy[i]) continue;
+        if (facts.slot_busy[i] || (wanted >= 0 && (int)i != wanted)) continue;
         facts.slot_busy[i] = true;
         facts.busy++;
         return (int)i;
@@ -219,7 +220,7 @@ static void send_ready_tokens(void)
 static void start_generation(struct connection *c)
 {
     facts.requests++;
-    c->slot = take_slot();
+    c->slot = take_slot(c->order.slot);
     if (c->slot < 0) {
         struct buffer refusal = {0};
         api_no_slot(&refusal);
@@ -239,7 +240,10 @@ static void start_generation(struct connection *c)
     c->place = 0;
     c->interval_ns = c->order.rate > 0 ? (int64_t)(1e9 / c->order.rate) : 0;
     c->shift_phase = !c->order.in_phase;
+    char progress[FRAME_ROOM];
+    size_t count = api_progress(progress, &c->order, c->slot);
     send_bytes(c, stream_head, strlen(stream_head), MSG_MORE);
+    if (!c->closed && count) send_bytes(c, progress, count, 0);
     if (c->closed) return;
     if (c->interval_ns || c->order.delay_ms > 0)
         timers_set(&timers, &c->timer, monotonic_ns() + (int64_t)(c->order.delay_ms * 1e6));

@@ -227,7 +227,12 @@ static void read_order(const char *body, enum api api, struct order *order)
     const char *limit = json_member(body, api == API_NATIVE ? "n_predict" : "max_tokens");
     const char *prompt = json_member(body, "prompt");
     double tokens = json_read_number(limit, 16);
-    *order = (struct order){.api = api, .stream = json_read_bool(json_member(body, "stream"), false)};
+    *order = (struct order){.api = api, .slot = -1, .stream = json_read_bool(json_member(body, "stream"), false)};
+    if (api == API_NATIVE) {
+        order->slot = (int)json_read_number(json_member(body, "id_slot"), -1);
+        order->tell_progress = json_read_bool(json_member(body, "return_progress"), false);
+        order->short_end = json_first(json_member(body, "response_fields")) != NULL;
+    }
     order->tokens = tokens > 0 ? (unsigned)tokens : 16;
     if (prompt && *prompt == '[') {
         read_tokens(prompt, &decoded);
@@ -319,20 +324,37 @@ size_t api_frame(char *out, const struct order *order, unsigned place, int64_t n
     return close_chunk(out, (size_t)count);
 }
 
+size_t api_progress(char *out, const struct order *order, int slot)
+{
+    if (!order->tell_progress) return 0;
+    int count = snprintf(out + CHUNK_LINE, FRAME_ROOM - CHUNK_LINE - 2,
+                         "data: {\"index\":0,\"content\":\"\",\"tokens\":[],\"stop\":false,\"id_slot\":%d,"
+                         "\"tokens_predicted\":0,\"tokens_evaluated\":%u,\"prompt_progress\":{\"total\":%u,"
+                         "\"cache\":0,\"processed\":%u,\"time_ms\":1}}\n\n",
+                         slot, order->prompt_tokens, order->prompt_tokens, order->prompt_tokens);
+    return close_chunk(out, (size_t)count);
+}
+
 /* The object that ends every native answer; `text` is empty when the answer was streamed. */
 static int write_native_end(char *out, size_t room, const struct order *order, int slot, const char *text)
 {
-    return snprintf(out, room,
-                    "{\"index\":0,\"content\":\"%s\",\"tokens\":[],\"id_slot\":%d,\"stop\":true,\"model\":\"mock\","
-                    "\"tokens_predicted\":%u,\"tokens_evaluated\":%u,\"generation_settings\":{\"seed\":42,"
-                    "\"max_tokens\":%u,\"n_predict\":%u,\"stream\":%s," SAMPLING "},\"prompt\":\"\","
-                    "\"has_new_line\":false,\"truncated\":false,\"stop_type\":\"limit\",\"stopping_word\":\"\","
-                    "\"tokens_cached\":%u,\"timings\":{\"cache_n\":0,\"prompt_n\":%u,\"prompt_ms\":1.25,"
-                    "\"prompt_per_token_ms\":0.0125,\"prompt_per_second\":80000.0,\"predicted_n\":%u,"
-                    "\"predicted_ms\":10.5,\"predicted_per_token_ms\":0.105,\"predicted_per_second\":9523.809}}",
-                    text, slot, order->tokens, order->prompt_tokens, order->tokens, order->tokens,
-                    order->stream ? "true" : "false", order->prompt_tokens + order->tokens - 1,
-                    order->prompt_tokens, order->tokens);
+    int count = snprintf(out, room,
+                         "{\"index\":0,\"content\":\"%s\",\"tokens\":[],\"id_slot\":%d,\"stop\":true,"
+                         "\"tokens_predicted\":%u,\"tokens_evaluated\":%u,",
+                         text, slot, order->tokens, order->prompt_tokens);
+    if (!order->short_end)
+        count += snprintf(out + count, room - (size_t)count,
+                          "\"model\":\"mock\",\"generation_settings\":{\"seed\":42,\"max_tokens\":%u,"
+                          "\"n_predict\":%u,\"stream\":%s," SAMPLING "},\"prompt\":\"\",\"has_new_line\":false,"
+                          "\"stopping_word\":\"\",\"tokens_cached\":%u,",
+                          order->tokens, order->tokens, order->stream ? "true" : "false",
+                          order->prompt_tokens + order->tokens - 1);
+    return count + snprintf(out + count, room - (size_t)count,
+                            "\"truncated\":false,\"stop_type\":\"limit\",\"timings\":{\"cache_n\":0,"
+                            "\"prompt_n\":%u,\"prompt_ms\":1.25,\"prompt_per_token_ms\":0.0125,"
+                            "\"prompt_per_second\":80000.0,\"predicted_n\":%u,\"predicted_ms\":10.5,"
+                            "\"predicted_per_token_ms\":0.105,\"predicted_per_second\":9523.809}}",
+                            order->prompt_tokens, order->tokens);
 }
 
 size_t api_finish(char *out, const struct order *order, int slot)

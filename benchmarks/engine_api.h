@@ -15,6 +15,9 @@ struct order {
     enum api api;
     bool stream;
     bool in_phase;          /* frames at the ticks of one clock that all such streams share */
+    bool tell_progress;     /* native: a frame about the prompt comes before the first token */
+    bool short_end;         /* native: the last frame leaves out the settings ("response_fields" was sent) */
+    int slot;               /* native: the slot that it shall run on; -1 = any */
     unsigned tokens;
     unsigned prompt_tokens;
     double rate;            /* tokens per second; 0 = as fast as the reader takes them */
@@ -45,6 +48,9 @@ bool api_read(const struct http_reader *request, const char *body, const struct 
 
 /* Writes one token's frame as one HTTP chunk; returns its size. */
 size_t api_frame(char *out, const struct order *order, unsigned place, int64_t now_ns);
+
+/* Writes the frame about the prompt, if the order wants one; returns its size, or 0. */
+size_t api_progress(char *out, const struct order *order, int slot);
 
 /* Writes what ends a stream, the last chunk included; returns its size. */
 size_t api_finish(char *out, const struct order *order, int slot);

@@ -55,6 +55,22 @@ def test_a_native_stream_has_one_frame_per_token_and_ends_with_the_totals(engine
     assert sent[-1]["generation_settings"]["n_predict"] == 5
 
 
+def test_a_native_stream_tells_the_prompt_and_the_short_end_when_it_is_asked_to(engine_port):
+    body = {
+        "prompt": "hi [bench n=2 rate=0]",
+        "stream": True,
+        "id_slot": 1,
+        "return_progress": True,
+        "response_fields": ["content", "stop"],
+    }
+    sent = frames(post(engine_port, "/completion", body))
+    assert sent[0]["prompt_progress"]["processed"] == sent[0]["prompt_progress"]["total"] > 0
+    assert [frame["id_slot"] for frame in sent] == [1, -1, -1, 1]
+    assert [frame["stop"] for frame in sent] == [False, False, False, True]
+    assert "generation_settings" not in sent[-1]
+    assert sent[-1]["timings"]["predicted_n"] == 2
+
+
 def test_without_knobs_the_token_limit_counts(engine_port):
     assert len(frames(post(engine_port, "/completion", {"prompt": "hi", "n_predict": 3, "stream": True}))) == 4
     answer = json.loads(post(engine_port, "/v1/completions", {"prompt": "hi", "max_tokens": 4}))
