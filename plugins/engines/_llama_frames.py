@@ -1,0 +1,303 @@
+"""What llama.cpp says on `/completion`, as start, entries, and end or failure; pure, so that it can be fuzzed.
+
+Frames are not tokens: a partial UTF-8 character or a half-matched stop string is held back, and the next frame
+brings the text of several tokens but only the last one's id. What counts is ``tokens_predicted``.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Annotated, Final
+
+import msgspec
+
+from .. import AttemptEnd, AttemptFailure, AttemptStart, EntryBatch
+from ._sse import SseError, SseSplitter
+
+#: what the last frame shall hold; without it llama.cpp repeats the prompt and all settings
+RESPONSE_FIELDS: Final = (
+    "content",
+    "tokens",
+    "stop",
+    "id_slot",
+    "tokens_predicted",
+    "tokens_evaluated",
+    "truncated",
+    "stop_type",
+    "timings",
+    "completion_probabilities",
+)
+#: more tokens in one frame than any engine holds back: the counter is broken
+MAX_TOKENS_PER_FRAME: Final = 65_536
+#: a count or an id; llama.cpp keeps them in 32 bits, and larger ones must not reach the journal
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class _Plain(msgspec.Struct, gc=False):
+    """A frame in the middle of a stream, and nothing else of it than is needed."""
+
+    content: str
+    tokens: list[Int32]
+    tokens_predicted: Int32
+    stop: bool
+
+
+class _Timings(msgspec.Struct, gc=False):
+    cache_n: Int32 = 0
+    prompt_ms: float | None = 0.0
+    predicted_ms: float | None = 0.0
+
+
+class _Progress(msgspec.Struct, gc=False):
+    total: Int32 = 0
+    cache: Int32 = 0
+
+
+class _Probability(msgspec.Struct, gc=False):
+    logprob: float | None = None
+
+
+class WireError(msgspec.Struct, gc=False):
+    """llama.cpp's error object."""
+
+    message: str = ""
+    type: str = ""
+    code: int = 0
+
+
+class _Frame(msgspec.Struct, gc=False):
+    """Any frame."""
+
+    content: str = ""
+    tokens: list[Int32] = []
+    stop: bool = False
+    tokens_predicted: Int32 = 0
+    tokens_evaluated: Int32 = 0
+    truncated: bool = False
+    stop_type: str = ""
+    timings: _Timings | None = None
+    prompt_progress: _Progress | None = None
+    completion_probabilities: list[_Probability] = []
+    error: WireError | None = None
+
+
+class _ErrorBody(msgspec.Struct, gc=False):
+    error: WireError | str
+
+
+_decode_many = msgspec.json.Decoder(list[_Plain]).decode
+_decode_frame = msgspec.json.Decoder(_Frame | None).decode
+_decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_texts = attrgetter("content")
+_counts = attrgetter("tokens_predicted")
+_ids = attrgetter("tokens")
+
+
+class CompletionStream:
+    """One stream, from its first byte to its end.
+
+    :meth:`feed` answers the entries that the bytes completed; then ``start``, ``end`` and ``failure`` say what else
+    is known by now. After ``end`` or ``failure`` bytes are ignored.
+
+    Args:
+        logprobs: whether the probability of each token was asked for.
+    """
+
+    __slots__ = ("_carry", "_logprobs", "_splitter", "counted", "end", "failure", "start")
+
+    def __init__(self, *, logprobs: bool = False) -> None:
+        self._splitter = SseSplitter()
+        self._carry = b""
+        self._logprobs = logprobs
+        #: tokens by the engine's count so far
+        self.counted = 0
+        self.start: AttemptStart | None = None
+        self.end: AttemptEnd | None = None
+        self.failure: AttemptFailure | None = None
+
+    def feed(self, data: bytes) -> EntryBatch | None:
+        """Take the next bytes of the body; ``None`` when they completed no entry."""
+        if self.end is not None or self.failure is not None:
+            return None
+        if self._splitter.pending:
+            return self._feed_slowly(data)
+        if self._carry:
+            data = self._carry + data
+            self._carry = b""
+        if self.start is None or self._logprobs:
+            return self._feed_slowly(data)
+        # The plain case, nearly all there is: whole frames, each one token with one id. All of them are decoded by
+        # one call, as a JSON array. A separator that stood inside a frame would make the array too short.
+        cut = data.rfind(b"\n\n") + 2
+        whole = data if cut == len(data) else data[:cut]
+        if whole[:7] != b"data: {":
+            return self._feed_slowly(data)
+        separators = whole.count(b"}\n\ndata: {")
+        try:
+            if separators:
+                frames = _decode_many(b"[%b]" % whole[6:-2].replace(b"}\n\ndata: {", b"},{"))
+            else:
+                frames = _decode_many(b"[%b]" % whole[6:-2])
+            ids = [token for (token,) in map(_ids, frames)]
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return self._feed_slowly(data)
+        first, count = self.counted + 1, len(frames)
+        if (
+            frames[-1].stop
+            or separators + 1 != count
+            or (
+                frames[0].tokens_predicted != first
+                if count == 1
+                else list(map(_counts, frames)) != list(range(first, first + count))
+            )
+        ):
+            return self._feed_slowly(data)
+        self.counted += count
+        if cut != len(data):
+            self._carry = data[cut:]
+        return EntryBatch([0] * count, list(map(_texts, frames)), ids)
+
+    def finish(self) -> None:
+        """The body is over: without the last frame the stream was cut, however properly HTTP ended it."""
+        if self.end is None and self.failure is None:
+            self.failure = AttemptFailure(kind="cut", message="the stream ended without its last frame")
+
+    # --- any frame
+
+    def _feed_slowly(self, data: bytes) -> EntryBatch | None:
+        columns = _Columns()
+        try:
+            for payload in self._splitter.feed(data):
+                self._frame(payload, columns)
+                if self.end is not None or self.failure is not None:
+                    break
+        except SseError as error:
+            self.failure = AttemptFailure(kind="garbage", message=str(error))
+        return columns.batch()
+
+    def _frame(self, payload: bytes, columns: _Columns) -> None:
+        try:
+            frame = _decode_frame(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self.failure = AttemptFailure(kind="garbage", message=f"a frame cannot be read: {error}")
+            return
+        if frame is None:
+            return  # `data: null` opens some streams
+        if frame.error is not None:
+            self.failure = failure_of(frame.error.code or 500, frame.error)
+            return
+        if self.start is None:
+            progress = frame.prompt_progress
+            if progress is not None:
+                self.start = AttemptStart(prompt_tokens=max(progress.total, 0), cached_tokens=max(progress.cache, 0))
+            else:
+                self.start = AttemptStart(prompt_tokens=max(frame.tokens_evaluated, 0))
+        if frame.prompt_progress is not None and not frame.stop:
+            return
+        grown = frame.tokens_predicted - self.counted
+        if not 0 <= grown <= MAX_TOKENS_PER_FRAME:
+            self.failure = AttemptFailure(
+                kind="garbage",
+                message=f"tokens_predicted went from {self.counted} to {frame.tokens_predicted}",
+            )
+            return
+        self.counted = frame.tokens_predicted
+        columns.add(frame.content, frame.tokens, grown, _logprob(frame) if self._logprobs else "")
+        if frame.stop:
+            self._ended(frame)
+
+    def _ended(self, frame: _Frame) -> None:
+        timings = frame.timings or _Timings()
+        self.end = AttemptEnd(
+            finish_reason="length" if frame.stop_type == "limit" or frame.truncated else "stop",
+            prompt_tokens=max(frame.tokens_evaluated, 0),
+            cached_tokens=max(timings.cache_n, 0),
+            prefill_us=_micros(timings.prompt_ms),
+            decode_us=_micros(timings.predicted_ms),
+            tokens=self.counted,
+        )
+
+
+class _Columns:
+    """Entries as they are collected, in the columns of a batch."""
+
+    __slots__ = ("id_counts", "ids", "incomplete", "logprobs", "texts", "tokens")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.ids: list[int] = []
+        self.tokens: list[int] = []
+        self.id_counts: list[int] = []
+        self.incomplete: list[int] = []
+        self.logprobs: list[str] = []
+
+    def add(self, text: str, ids: list[int], grown: int, logprob: str) -> None:
+        """One frame: ``grown`` tokens, of which the last carries the text and what ids there are."""
+        if grown == 0 and not text:
+            return
+        for _ in range(grown - 1):
+            self._row("", [], 1, incomplete=True, logprob="")
+        complete = grown == 1 and len(ids) == 1
+        self._row(text, ids, min(grown, 1), incomplete=not complete, logprob=logprob)
+
+    def _row(self, text: str, ids: list[int], tokens: int, *, incomplete: bool, logprob: str) -> None:
+        self.texts.append(text)
+        self.ids += ids
+        self.id_counts.append(len(ids))
+        self.tokens.append(tokens)
+        self.incomplete.append(int(incomplete))
+        self.logprobs.append(logprob)
+
+    def batch(self) -> EntryBatch | None:
+        """The batch, with columns that hold only defaults left out; ``None`` when there is no entry."""
+        count = len(self.texts)
+        if count == 0:
+            return None
+        even = self.id_counts == [1] * count or not self.ids
+        return EntryBatch(
+            dts_us=[0] * count,
+            texts=self.texts,
+            ids=self.ids,
+            tokens=None if self.tokens == [1] * count else self.tokens,
+            id_counts=None if even else self.id_counts,
+            incomplete=self.incomplete if any(self.incomplete) else None,
+            logprobs=self.logprobs if any(self.logprobs) else None,
+        )
+
+
+def failure_of(status: int, error: WireError) -> AttemptFailure:
+    """What an error of llama.cpp means for the attempt, whether it came as a status or inside a stream."""
+    message = error.message or f"HTTP {status}"
+    if error.type == "exceed_context_size_error":
+        return AttemptFailure(kind="context", message=message, retriable=False)
+    if status == 503 or status == 429:
+        return AttemptFailure(kind="refused", message=message)
+    if 400 <= status < 500 or status == 501:
+        return AttemptFailure(kind="invalid", message=message, retriable=False)
+    return AttemptFailure(kind="server-error", message=message)
+
+
+def failure_of_body(status: int, body: bytes) -> AttemptFailure:
+    """The same for the body of an answer that is no stream."""
+    try:
+        error = _decode_error(body).error
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        text = body[:200].decode("utf-8", "replace").strip()
+        error = WireError(message=f"HTTP {status}{f': {text}' if text else ''}")
+    return failure_of(status, WireError(message=error) if isinstance(error, str) else error)
+
+
+def _logprob(frame: _Frame) -> str:
+    """Log-probability of the frame's last token as a decimal string; "" where it is not said or not finite."""
+    if not frame.completion_probabilities:
+        return ""
+    value = frame.completion_probabilities[-1].logprob
+    if value is None or value - value != 0:
+        return ""
+    return repr(value)
+
+
+def _micros(milliseconds: float | None) -> int:
+    if milliseconds is None or milliseconds - milliseconds != 0:
+        return 0
+    return max(0, min(round(milliseconds * 1000), 2**53))

@@ -1,0 +1,117 @@
+"""llama.cpp's C++ server from the `xllamacpp` package, as a process of its own that SIGTERM ends.
+
+Run as ``python -m llama_orch.pools.llamacpp_server --model FILE --port N``. It binds to loopback, closes itself to
+browsers' cross-origin requests, and says in one line on standard error why it could not start:
+``error: <cause>: <what happened>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_USAGE = 2
+EXIT_START = 3
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="llama_orch.pools.llamacpp_server", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parallel", type=int, default=1, help="slots")
+    parser.add_argument("--ctx", type=int, default=0, help="tokens of all slots together; 0 = the model's context")
+    parser.add_argument("--threads", type=int, default=0, help="0 = llama.cpp's default")
+    parser.add_argument("--alias", default="", help="name under which the model is served")
+    parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--ubatch", type=int, default=0)
+    parser.add_argument("--cache-ram-mib", type=int, default=-1, help="RAM for cached prompts")
+    parser.add_argument("--gpu-layers", type=int, default=-1)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status is 0 then, 3 when the server could not start."""
+    args = arguments().parse_args(argv)
+    # Blocked before the server starts its threads, so that they inherit it and the signals wait for sigwait below.
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    if not Path(args.model).is_file():
+        return _fail("bad-model", f"there is no file {args.model}")
+    taken = _port_taken(args.host, args.port)
+    if taken:
+        return _fail("port-taken", taken)
+    try:
+        import xllamacpp
+    except ImportError as error:
+        return _fail("missing-package", f"{error}")
+    try:
+        server = xllamacpp.Server(_params(xllamacpp, args))
+    except Exception as error:
+        # The binding raises RuntimeError for a model that does not load; its log above says why.
+        return _fail("start-failed", str(error))
+    print(f"listening on {server.listening_address}", flush=True)
+    signal.sigwait(ending)
+    del server
+    return 0
+
+
+def _params(xllamacpp: object, args: argparse.Namespace) -> object:
+    params = xllamacpp.CommonParams()  # type: ignore[attr-defined]
+    params.model.path = args.model
+    params.hostnames = [args.host]
+    params.port = args.port
+    params.n_parallel = args.parallel
+    params.n_ctx = args.ctx
+    # What is asked for is what is given: no silent fitting to the memory that is free, no shifted context.
+    params.fit_params = False
+    params.ctx_shift = False
+    params.kv_unified = False
+    params.endpoint_slots = True
+    params.endpoint_metrics = True
+    params.endpoint_props = False  # changing properties of the server over HTTP; reading them stays
+    params.ui = False
+    params.cors_origins = "http://127.0.0.1"
+    params.cors_origins_explicit = True
+    params.verbosity = 2
+    if args.threads:
+        params.cpuparams.n_threads = args.threads
+        params.cpuparams_batch.n_threads = args.threads
+    if args.alias:
+        params.model_alias = {args.alias}
+    if args.batch:
+        params.n_batch = args.batch
+    if args.ubatch:
+        params.n_ubatch = args.ubatch
+    if args.cache_ram_mib >= 0:
+        params.cache_ram_mib = args.cache_ram_mib
+    if args.gpu_layers >= 0:
+        params.n_gpu_layers = args.gpu_layers
+    return params
+
+
+def _port_taken(host: str, port: int) -> str:
+    """Why the port cannot be bound, or "". llama.cpp itself would only say that it could not start."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return f"{host}:{port}: {error.strerror}"
+    return ""
+
+
+def _fail(cause: str, what: str) -> int:
+    print(f"error: {cause}: {what}", file=sys.stderr, flush=True)
+    return EXIT_START
+
+
+if __name__ == "__main__":
+    sys.exit(main())
