@@ -1,0 +1,159 @@
+"""What types cannot say about a configuration: names that must exist, files that must be there, addresses that are safe."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..core.settings import PoolSettings
+from .config import Loaded
+from .config_types import Fault, nearest
+
+_LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
+
+
+def check(loaded: Loaded) -> list[Fault]:
+    """All faults of a loaded configuration; empty when it can be served. Reads the disk, changes nothing."""
+    from ..plugins.manager import PluginManager
+
+    plugins = PluginManager()
+    return list(
+        faults(
+            loaded,
+            engines=plugins.engines(),
+            launchers=plugins.launchers(),
+            policies=plugins.placement_policies(),
+            stores=plugins.journal_stores(),
+        )
+    )
+
+
+def require_sound(loaded: Loaded) -> None:
+    """Refuse a configuration that cannot be served. :raises ConfigError: tells every fault."""
+    found = check(loaded)
+    if found:
+        lines = [str(fault) for fault in found]
+        message = lines[0] if len(lines) == 1 else f"{len(lines)} faults in the configuration:\n  " + "\n  ".join(lines)
+        raise ConfigError(message, field=found[0].key, got=found[0].shown, faults=lines)
+
+
+def faults(
+    loaded: Loaded,
+    *,
+    engines: Collection[str],
+    launchers: Collection[str],
+    policies: Collection[str],
+    stores: Collection[str],
+) -> Iterator[Fault]:
+    """The faults, given the names that plugins offer."""
+    settings = loaded.settings
+
+    def fault(key: str, got: object, message: str) -> Fault:
+        return Fault(loaded.origin(key), got, key, message)
+
+    bind = bind_fault(settings.bind)
+    if bind:
+        yield fault("bind", settings.bind, bind)
+    if settings.policies.placement not in policies:
+        yield fault(
+            "policies.placement",
+            settings.policies.placement,
+            _unknown("placement policy", settings.policies.placement, policies),
+        )
+    scheme = re.split(r"[+:]", settings.journal.url, maxsplit=1)[0] if settings.journal.url else "sqlite"
+    if scheme not in stores:
+        yield fault("journal.url", settings.journal.url, _unknown("kind of database", scheme, stores))
+    seen: dict[str, int] = {}
+    for number, pool in enumerate(settings.pools):
+        key = f"pools[{number}]"
+        if pool.id in seen:
+            yield fault(
+                f"{key}.id", pool.id, f"{pool.id!r} is taken by pools[{seen[pool.id]}]; give each pool its own id"
+            )
+        seen.setdefault(pool.id, number)
+        for name, got, message in _pool_faults(pool, engines, launchers):
+            yield fault(f"{key}.{name}", got, message)
+    served = {name for pool in settings.pools for name in (pool.model, Path(pool.model).stem, *pool.aliases)}
+    for alias, model in settings.models.items():
+        if settings.pools and model not in served and model not in settings.models:
+            yield fault(
+                f"models.{alias}", model, f"names the model {model!r}, which no pool serves{nearest(model, served)}"
+            )
+
+
+def bind_fault(bind: str) -> str:
+    """What is wrong with a listening address, or ""."""
+    try:
+        host, port = split_bind(bind)
+    except ValueError as error:
+        return str(error)
+    if not is_loopback(host):
+        return (
+            f"{bind!r} ({'every address' if host in {'0.0.0.0', '::', ''} else host}) is reachable from other machines, "
+            f"and there are no keys yet that would protect it; use 127.0.0.1:{port}, and an SSH tunnel from elsewhere"
+        )
+    return ""
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[::1]:port``. :raises ValueError: it is neither."""
+    found = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]*)):(?P<port>\d{1,5})", bind)
+    if not found or int(found["port"]) > 65_535:
+        raise ValueError(f"got {bind!r}, takes host:port such as 127.0.0.1:8080 or [::1]:8080; port 0 = any free one")
+    return found["six"] or found["host"], int(found["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    if host.lower() in _LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _pool_faults(
+    pool: PoolSettings, engines: Collection[str], launchers: Collection[str]
+) -> Iterator[tuple[str, object, str]]:
+    if pool.engine not in engines:
+        yield "engine", pool.engine, _unknown("engine", pool.engine, engines)
+    if pool.provisioning.mode == "external":
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", pool.provisioning.url):
+            yield (
+                "provisioning.url",
+                pool.provisioning.url,
+                "takes the engine's address, e.g. http://127.0.0.1:8081, because mode is external",
+            )
+        return
+    if pool.provisioning.url:
+        yield (
+            "provisioning.url",
+            pool.provisioning.url,
+            "is only for mode: external; this pool starts its engine itself",
+        )
+    if pool.engine in engines and pool.engine not in launchers:
+        yield (
+            "provisioning.mode",
+            pool.provisioning.mode,
+            f"package cannot start the engine {pool.engine!r}; use mode: external with its url"
+            + (f" (package starts {', '.join(sorted(launchers))})" if launchers else ""),
+        )
+    if pool.model != "haiku":
+        path = Path(pool.model)
+        if not path.exists():
+            yield (
+                "model",
+                pool.model,
+                f"there is no file {pool.model}; name a GGUF file, or haiku for the bundled model",
+            )
+        elif not path.is_file():
+            yield "model", pool.model, f"{pool.model} is no file; name the GGUF file in it"
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> str:
+    hint = nearest(name, known)
+    return f"got {name!r}, which is no known {what}{hint or '; known are ' + (', '.join(sorted(known)) or 'none')}"

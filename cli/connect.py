@@ -1,0 +1,177 @@
+"""Which server a command talks to: the one that is named, the one that is up, or one started for the call."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from . import exits
+from .exits import CliError
+from .shell import Shell
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from .client import Client
+    from .config import Loaded
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
+_LOG_NAME = "temporary-server.log"
+
+
+def loaded_from(options: argparse.Namespace, shell: Shell, **flags: str) -> Loaded:
+    """The configuration that a command's options name."""
+    from .config import load
+
+    if options.data_dir:
+        flags["data_dir"] = options.data_dir
+    return load(options.config, environ=shell.environ, flags=flags, assignments=options.assignments)
+
+
+def client_of(options: argparse.Namespace, shell: Shell) -> Client:
+    """A client for the server that is named or up. :raises CliError: none is up."""
+    from . import server_file
+    from .client import Client
+
+    named = options.url or shell.environ.get("LLORCH_URL")
+    if named:
+        return Client(named.rstrip("/"), token=_token(shell))
+    data_dir = loaded_from(options, shell).data_dir
+    found = server_file.read(data_dir)
+    if found is None:
+        raise CliError(
+            f"no server runs on {data_dir}",
+            remedy="`llama-orch serve` starts one; --url or LLORCH_URL names one elsewhere.",
+            status=exits.UNREACHABLE,
+            code="NO_SERVER",
+        )
+    return Client(found.url, token=_token(shell), relocate=lambda: _url_now(data_dir))
+
+
+@contextlib.contextmanager
+def client_or_own_server(options: argparse.Namespace, shell: Shell) -> Iterator[Client]:
+    """A client for the server that is up, else for one that lives as long as the ``with`` block."""
+    named = options.url or shell.environ.get("LLORCH_URL")
+    if named:
+        yield client_of(options, shell)
+        return
+    from . import server_file
+
+    loaded = loaded_from(options, shell)
+    if server_file.read(loaded.data_dir) is not None and (client := client_of(options, shell)).ready():
+        yield client
+        return
+    shell.status("starting a server for this call …")
+    with own_server(loaded, shell, arguments=_arguments(options)) as client:
+        shell.clear_status()
+        yield client
+
+
+@contextlib.contextmanager
+def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[Client]:
+    """Start a server as a child, on a free port; it stops when the block ends, also when this process is killed.
+
+    Should another server take the data directory first, that one is used.
+
+    :raises CliError: the child did not come up; its own words say why.
+    """
+    import subprocess
+
+    from .config import make_data_directory
+
+    make_data_directory(loaded.data_dir)
+    log = loaded.data_dir / _LOG_NAME
+    with _open_private(log) as log_file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "llama_orch.cli.main", "serve", "--bind", "127.0.0.1:0", "--until-eof", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            env={**shell.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    try:
+        yield _wait_ready(child, loaded, log, shell)
+    finally:
+        assert child.stdin is not None, "it was asked for"
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        try:
+            child.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, log: Path, shell: Shell) -> Client:
+    import subprocess
+
+    from . import server_file
+    from .client import Client
+
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        found = server_file.read(loaded.data_dir)
+        if found is not None:
+            client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
+            if client.ready():
+                return client
+        if found is None and child.poll() is not None:
+            raise CliError(
+                "the server for this call did not start",
+                remedy=f"It said: {_last_words(log)}",
+                status=child.returncode if child.returncode in exits.MEANINGS and child.returncode else exits.FAILED,
+            )
+        try:
+            child.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        time.sleep(0.02)
+    raise CliError(
+        f"the server for this call was not ready after {_START_TIMEOUT_S:g} s",
+        remedy=f"Its log is {log}; its last words: {_last_words(log)}",
+        status=exits.REFUSED,
+    )
+
+
+def _last_words(log: Path, lines: int = 4) -> str:
+    try:
+        said = log.read_text("utf-8", "replace").strip().splitlines()
+    except OSError:
+        said = []
+    errors = [n for n, line in enumerate(said) if line.startswith("llama-orch: ")]
+    return "\n  ".join(said[errors[-1] :] if errors else said[-lines:]) or "nothing"
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """What the child needs to load the same configuration."""
+    given: list[str] = []
+    if options.config:
+        given += ["--config", options.config]
+    if options.data_dir:
+        given += ["--data-dir", options.data_dir]
+    for assignment in options.assignments:
+        given += ["--set", assignment]
+    return given
+
+
+def _url_now(data_dir: Path) -> str:
+    from . import server_file
+
+    found = server_file.read(data_dir)
+    return found.url if found else ""
+
+
+def _token(shell: Shell) -> str:
+    return shell.environ.get("LLORCH_API_TOKEN") or "local"
+
+
+def _open_private(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
