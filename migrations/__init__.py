@@ -6,6 +6,8 @@ configuration file is needed. Alembic is imported only when there is something t
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 #: newest revision under ``versions/``; a test compares it with what Alembic finds
@@ -21,15 +23,28 @@ def current(connection: sa.Connection) -> str | None:
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def _config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", SCRIPT_LOCATION)
+    return config
+
+
+def revisions() -> list[str]:
+    """Every revision that this version knows, newest first."""
+    from alembic.script import ScriptDirectory
+
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
 def upgrade(connection: sa.Connection) -> None:
     """Bring the database to :data:`HEAD`; the caller commits.
 
     :raises alembic.util.CommandError: the database is of a revision that this version does not know.
     """
     from alembic import command
-    from alembic.config import Config
 
-    config = Config()
-    config.set_main_option("script_location", SCRIPT_LOCATION)
+    config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -39,8 +39,8 @@ from .. import (
     Tail,
     hookimpl,
 )
+from ._files import FileLock, identity, rescue, sync_directory
 from ._head import HeadFile, read_head
-from ._lock import FileLock
 from ._relational import (
     BODY_COLUMNS,
     FRAME_COLUMNS,
@@ -137,6 +137,7 @@ class SqliteStore(RelationalReader):
         #: held by whoever uses or replaces the descriptors below
         self._files = threading.Lock()
         self._wal_fd = -1
+        self._identity: tuple[int, int] | None = None
         self._head: HeadFile | None = None
         self._restart_due = False
         self._sync_failed = False
@@ -156,13 +157,50 @@ class SqliteStore(RelationalReader):
 
     def reopen(self) -> Tail:
         with self._files:
+            moved = self._save_what_is_open()
             self._drop_connections()
+        if moved:
+            self._refuse_older_copy()
         try:
-            tail = self._begin_epoch()
+            return self._begin_epoch()
         except CorruptJournalError as error:
             msg = f"the journal cannot be opened again: {error.message}"
             raise StoreUnknownError(msg) from error
-        return tail
+
+    def _save_what_is_open(self) -> bool:
+        """Before the descriptors are closed: see that what only they still reach is on disk under its name.
+
+        Answers whether another file stands under the journal's name.
+        """
+        raw = self._raw
+        if raw is None:
+            return False
+        there = identity(self._path)
+        if there not in (None, self._identity):
+            return True
+        try:
+            if there is None:
+                rescue(raw, self._path)
+            elif self._sync_failed or identity(self._wal_path) is None:
+                # What the disk refused once, the kernel may take for written: write it again, into the database.
+                busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    msg = "a reader keeps the journal's log from being copied into its database"
+                    raise StoreUnknownError(msg)
+        except (OSError, sqlite3.Error) as error:
+            msg = f"what the journal holds cannot be saved to {self._path}: {error}"
+            raise StoreUnknownError(msg) from error
+        self._sync_failed = False
+        return False
+
+    def _refuse_older_copy(self) -> None:
+        """Another file has taken the journal's place: it will do only if it holds all that was synced."""
+        note = self.head_note()
+        if note is not None and not self.holds_head(*note):
+            msg = f"another file has taken the place of {self._path}, and it does not hold all that was acknowledged"
+            raise StoreUnknownError(
+                msg, remedy="Put the right file back, or restart the server to go on with this one."
+            )
 
     def close(self) -> None:
         with self._files:
@@ -193,9 +231,10 @@ class SqliteStore(RelationalReader):
         except (sqlite3.Error, sa.exc.DBAPIError) as error:
             raise _open_failure(error, self._path) from error
         with self._files:
+            self._identity = identity(self._path)
             self._wal_fd = os.open(self._wal_path, os.O_RDWR | os.O_CLOEXEC)
             os.fdatasync(self._wal_fd)
-            _sync_directory(self._path.parent)
+            sync_directory(self._path.parent)
             if self._head is None:
                 self._head = HeadFile(self._head_path)
         self._raw, self._epoch = raw, epoch
@@ -351,16 +390,12 @@ class SqliteStore(RelationalReader):
         if self._wal_fd < 0:
             msg = "the journal is not open"
             raise StoreUnknownError(msg)
-        try:
-            there = os.stat(self._wal_path)
-            os.stat(self._path)
-        except OSError as error:
-            msg = f"the journal's file {error.filename} is gone"
-            raise StoreUnknownError(msg) from error
         mine = os.fstat(self._wal_fd)
-        if (mine.st_ino, mine.st_dev) != (there.st_ino, there.st_dev):
-            msg = f"another file has taken the place of {self._wal_path}"
-            raise StoreUnknownError(msg)
+        for path, opened in ((self._path, self._identity), (self._wal_path, (mine.st_dev, mine.st_ino))):
+            there = identity(path)
+            if there != opened:
+                msg = f"{path} is gone" if there is None else f"another file has taken the place of {path}"
+                raise StoreUnknownError(msg)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -422,14 +457,6 @@ def _open_failure(error: BaseException, path: Path) -> Exception:
     if _code(error) in _REFUSED:
         return StoreRefusedError(f"{path} cannot be used now: {cause}")
     return StoreUnknownError(f"{path} cannot be opened or read: {cause}")
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _factory(url: str, options: Mapping[str, Any]) -> JournalStore:
