@@ -92,7 +92,7 @@ def bind_fault(bind: str) -> str:
         return str(error)
     if not is_loopback(host):
         return (
-            f"{bind!r} ({'every address' if host in {'0.0.0.0', '::', ''} else host}) is reachable from other machines, "
+            f"{bind!r} ({host or 'every address'}) is reachable from other machines, "
             f"and there are no keys yet that would protect it; use 127.0.0.1:{port}, and an SSH tunnel from elsewhere"
         )
     return ""

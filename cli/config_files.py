@@ -63,10 +63,10 @@ def _text(path: Path) -> str:
 
 
 def _yaml(path: Path, text: str) -> tuple[Any, dict[str, int], list[Fault]]:
-    loader = yaml.SafeLoader(text)
     lines: dict[str, int] = {"": 0}
     faults: list[Fault] = []
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None, lines, faults
@@ -79,8 +79,6 @@ def _yaml(path: Path, text: str) -> tuple[Any, dict[str, int], list[Fault]]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = re.sub(r"\s+", " ", str(error))
         raise ConfigError(f"{path}: not YAML: {first}", field=str(path)) from error
-    finally:
-        loader.dispose()
 
 
 def _locate(node: yaml.Node, key: str, path: Path, lines: dict[str, int], faults: list[Fault], above: set[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def detect() -> Machine:
 
 def nvidia_device_files() -> bool:
     """Whether the kernel shows NVIDIA devices, asked without NVML."""
-    return os.path.exists("/dev/nvidia0") or os.path.exists("/proc/driver/nvidia/version")
+    return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str]:

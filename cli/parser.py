@@ -87,8 +87,8 @@ def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
 def leaves(parser: argparse.ArgumentParser) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
     """All parsers below (and with) ``parser``, with the words that lead to them, groups before their subcommands."""
     yield (), parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to walk a parser
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for name, below in action.choices.items():
                 for words, leaf in leaves(below):
                     yield (name, *words), leaf

@@ -15,7 +15,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 @command("completion", "print a completion script for bash, zsh or fish", arguments=_arguments)
 def completion(options: argparse.Namespace, shell: Shell) -> int:
-    """How to switch it on:
+    """Where the script goes depends on the shell.
 
     bash: source <(llama-orch completion bash)
     zsh: llama-orch completion zsh > a file named _llama-orch in a directory of $fpath

@@ -1,0 +1,92 @@
+"""What types cannot say about a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_orch.cli.config import load
+from llama_orch.cli.config_check import bind_fault, faults, is_loopback, split_bind
+
+OFFERS = {
+    "engines": ["llamacpp", "mock"],
+    "launchers": ["llamacpp"],
+    "policies": ["default"],
+    "stores": ["sqlite", "postgresql"],
+}
+
+
+def found(tmp_path, monkeypatch, plain) -> list[str]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "c.yaml"
+    path.write_bytes(msgspec.yaml.encode(plain))
+    return [str(fault) for fault in faults(load(path, environ={}), **OFFERS)]
+
+
+def test_the_defaults_are_sound(tmp_path, monkeypatch):
+    assert found(tmp_path, monkeypatch, {}) == []
+
+
+@pytest.mark.parametrize(
+    "plain, expected",
+    [
+        ({"pools": [{"id": "a"}, {"id": "b"}, {"id": "a"}]}, "c.yaml:4: pools[2].id 'a' is taken by pools[0]"),
+        ({"bind": "0.0.0.0:80"}, "c.yaml:1: bind '0.0.0.0:80' (0.0.0.0) is reachable from other machines"),
+        ({"bind": "nonsense"}, "bind got 'nonsense', takes host:port"),
+        ({"pools": [{"id": "a", "engine": "llamacp"}]}, "pools[0].engine got 'llamacp', which is no known engine; did you mean 'llamacpp'?"),
+        ({"pools": [{"id": "a", "engine": "tgi"}]}, "which is no known engine; known are llamacpp, mock"),
+        ({"pools": [{"id": "a", "engine": "mock"}]}, "package cannot start the engine 'mock'; use mode: external"),
+        ({"pools": [{"id": "a", "model": "none.gguf"}]}, "pools[0].model there is no file"),
+        ({"pools": [{"id": "a", "model": "."}]}, "is no file; name the GGUF file in it"),
+        ({"pools": [{"id": "a", "provisioning": {"mode": "external"}}]}, "pools[0].provisioning.url takes the engine's address"),
+        ({"pools": [{"id": "a", "provisioning": {"url": "http://127.0.0.1:1"}}]}, "is only for mode: external"),
+        ({"policies": {"placement": "defualt"}}, "no known placement policy; did you mean 'default'?"),
+        ({"journal": {"url": "mysql://h/d"}}, "got 'mysql', which is no known kind of database; known are postgresql, sqlite"),
+        ({"models": {"fast": "haik"}}, "models.fast names the model 'haik', which no pool serves; did you mean 'haiku'?"),
+    ],
+)  # fmt: skip
+def test_faults_name_key_place_and_remedy(tmp_path, monkeypatch, plain, expected):
+    (told,) = found(tmp_path, monkeypatch, plain)
+    assert expected in told
+
+
+def test_a_whole_configuration_with_external_engines_is_sound(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    plain = {
+        "bind": "[::1]:0",
+        "models": {"gpt-4o": "m"},
+        "journal": {"url": "postgresql+psycopg://u@h/d"},
+        "pools": [
+            {"id": "a", "model": "m.gguf"},
+            {"id": "b", "engine": "mock", "model": "x", "provisioning": {"mode": "external", "url": "http://127.0.0.1:1/v"}},
+        ],
+    }  # fmt: skip
+    assert found(tmp_path, monkeypatch, plain) == []
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:8080", "127.9.9.9:1", "[::1]:0", "localhost:65535"])
+def test_loopback_addresses_may_be_bound(bind):
+    assert bind_fault(bind) == ""
+
+
+@pytest.mark.parametrize(
+    "bind",
+    ["0.0.0.0:1", "[::]:1", ":8080", "192.168.0.2:1", "example.org:1", "127.0.0.1", "127.0.0.1:65536", "::1:80", ""],
+)
+def test_other_addresses_and_nonsense_may_not(bind):
+    assert bind_fault(bind)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_refused_in_words(text):
+    fault = bind_fault(text)
+    with contextlib.suppress(ValueError):
+        host, port = split_bind(text)
+        assert 0 <= port <= 65_535
+        assert is_loopback(host) == (fault == "")
+        return
+    assert "takes host:port" in fault
