@@ -65,7 +65,7 @@ def measure_all(words: Sequence[str] | None = None) -> Path | None:
         options.rounds, chosen = 1, [load.shortened() for load in chosen]
     path: Path = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the targets are stopped then, too
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the targets are stopped then, too
     rows: list[Row] = []
     try:
         with Session(native, names, options.work, tell) as session, path.open("w") as out:
@@ -90,6 +90,8 @@ def measure_all(words: Sequence[str] | None = None) -> Path | None:
         return None
     except KeyboardInterrupt:
         tell(f"interrupted; what was measured is in {path}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(render(Results(rows)), end="")
     tell(f"results: {path}")
     return path

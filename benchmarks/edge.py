@@ -164,7 +164,7 @@ def measure(session: Session, target: Target) -> EdgeRun | None:
 def measure_all(session: Session, tell: Callable[[str], None]) -> Iterator[EdgeRun]:
     """The edges of each target that speaks chat, on the disk as it is."""
     for target in session.targets:
-        if target.api != "chat" or target.fsync_delay_ms:
+        if target.service is None or target.api != "chat" or target.fsync_delay_ms:
             continue
         tell(f"edges of {target.name}")
         run = measure(session, target)

@@ -31,16 +31,16 @@ class Native:
     fsync_delay: Path
 
 
-def build(folder: Path = BUILD) -> Native:
+def build(folder: Path = BUILD, compiler: str = "gcc") -> Native:
     """Compiles what is older than its sources.
 
     Raises:
         BuildError: gcc is not installed, or it failed.
     """
-    compiler = shutil.which("gcc")
-    if compiler is None:
+    program_path = shutil.which(compiler)
+    if program_path is None:
         raise BuildError(
-            "gcc was not found, and the benchmarks' mock engine and load generator are C programs. "
+            f"{compiler} was not found, and the benchmarks' mock engine and load generator are C programs. "
             "Install it (Debian, Ubuntu: apt-get install gcc libc6-dev) and run this again."
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ def build(folder: Path = BUILD) -> Native:
         if program.exists() and program.stat().st_mtime > newest:
             continue
         shared = ["-shared", "-fPIC"] if name.endswith(".so") else []
-        command = [compiler, *_FLAGS, *shared, "-o", str(program), *(str(HERE / s) for s in sources), "-ldl"]
+        command = [program_path, *_FLAGS, *shared, "-o", str(program), *(str(HERE / s) for s in sources), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise BuildError(f"gcc could not build {name}:\n{done.stderr}")
+            raise BuildError(f"{compiler} could not build {name}:\n{done.stderr}")
     return Native(folder / "engine", folder / "loadgen", folder / "libfsync_delay.so")

@@ -193,7 +193,7 @@ def _preface(results: Results) -> list[str]:
     elsewhere = _busy_elsewhere(results)
     if elsewhere is not None and elsewhere > 0.2:
         lines.append(f"Others took {elsewhere:.0%} of the CPU time that was used meanwhile: trust ratios only.")
-    lines += [f"Not measured: {row.target}: {row.reason}." for row in results.absent]
+    lines += [f"Not measured: {row.target}: {' '.join(row.reason.split())}" for row in results.absent]
     return lines
 
 

@@ -10,18 +10,19 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import targets as catalogue
 from .loads import Load
 from .native import BUILD, Native
 from .processes import Nothing, Service, StartError, Watched, free_port, settled_usage
-from .results import Absent, FsyncProbe, LoadRun, Machine, Row, parse_loadgen
+from .results import Absent, FsyncProbe, LoadRun, Machine, parse_loadgen
 from .targets import Launch, Missing, Target
 
-Emit = Callable[[Row], None]
 Tell = Callable[[str], None]
+#: names, engine's port, folder, C programs -> the services behind the names
+FindLaunches = Callable[[set[str], int, Path, Native], list[Launch | Missing]]
 
 _WARM_UP = (
     Load("warm-up", "", clients=4, requests=8, tokens=16),
@@ -79,11 +80,29 @@ def machine_busy_s() -> float:
     return sum(map(int, fields[1:4])) / os.sysconf("SC_CLK_TCK")
 
 
+def turns(targets: Sequence[Target], load: Load, round_number: int) -> list[Target]:
+    """The targets that run a load, in their order in this round.
+
+    Each round begins with another target, so that none always runs behind the same neighbour.
+    """
+    here = [target for target in targets if target.runs(load.name)]
+    first = round_number % len(here) if here else 0
+    return here[first:] + here[:first]
+
+
 class Session:
     """The engine, the services and a folder for what they write, for as long as the context lasts."""
 
-    def __init__(self, native: Native, names: set[str], work: Path | None, tell: Tell) -> None:
+    def __init__(
+        self,
+        native: Native,
+        names: set[str],
+        work: Path | None,
+        tell: Tell,
+        find_launches: FindLaunches = catalogue.launches,
+    ) -> None:
         self._native = native
+        self._find_launches = find_launches
         self._names = names
         self._tell = tell
         self._exit = contextlib.ExitStack()
@@ -102,7 +121,7 @@ class Session:
             self._start_engine()
             if "direct" in self._names:
                 self.targets.append(Target("direct", "chat", self.engine_port))
-            for launch in catalogue.launches(self._names, self.engine_port, self.folder, self._native):
+            for launch in self._find_launches(self._names, self.engine_port, self.folder, self._native):
                 self._add(launch)
         except BaseException:
             self.__exit__()
@@ -202,13 +221,9 @@ class Session:
         return self.engine.usage().cpu_s + children.children_user + children.children_system
 
     def rounds(self, count: int, loads: list[Load]) -> Iterator[FsyncProbe | LoadRun]:
-        """Everything, round by round; in each round every load runs on one target after the other.
-
-        Each round begins with another target, so that none always runs behind the same neighbour.
-        """
+        """Everything, round by round; in each round every load runs on one target after the other."""
         for number in range(count):
             yield probe_fsync(self.folder, number)
             for load in loads:
-                here = [target for target in self.targets if target.runs(load.name)]
-                for place in range(len(here)):
-                    yield self.measure(here[(place + number) % len(here)], load, number)
+                for target in turns(self.targets, load, number):
+                    yield self.measure(target, load, number)

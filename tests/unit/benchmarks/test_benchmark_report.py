@@ -94,7 +94,7 @@ def test_the_preface_tells_disk_versions_what_is_missing_and_that_a_run_was_shor
         Results(
             [
                 machine(quick=True),
-                Absent("sglang-router", "not installed"),
+                Absent("sglang-router", "not\n  installed"),
                 FsyncProbe(0, 3_000, 7_000),
                 FsyncProbe(1, 4_000, 9_000),
                 make_run("direct", "ii"),
@@ -103,7 +103,7 @@ def test_the_preface_tells_disk_versions_what_is_missing_and_that_a_run_was_shor
     )
     assert "3.50 ms at the median, 8.00 ms at p99" in report
     assert "nginx 1.22.1" in report
-    assert "Not measured: sglang-router: not installed." in report
+    assert "Not measured: sglang-router: not installed" in report
     assert "not to be published" in report
 
 
