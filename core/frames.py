@@ -122,9 +122,7 @@ def leaf_of(chunk: Chunk) -> bytes:
     if chunk.body is None:
         return chunk.leaf
     flags = chunk.flags & ~FLAG_DROPPED
-    head = _LEAF_HEAD.pack(
-        chunk.task_no, chunk.first_ordinal, chunk.entries, chunk.tokens, chunk.attempt, flags
-    )
+    head = _LEAF_HEAD.pack(chunk.task_no, chunk.first_ordinal, chunk.entries, chunk.tokens, chunk.attempt, flags)
     return _sha256(chunk.salt + head + chunk.body).digest()
 
 
@@ -239,9 +237,7 @@ def seal(
 ) -> Frame:
     """A frame ready to be stored."""
     raw = encode_facts(facts)
-    digest = frame_hash(
-        frame_no, epoch, first_seq, count, prev_hash, raw, root_of([c.leaf for c in chunks])
-    )
+    digest = frame_hash(frame_no, epoch, first_seq, count, prev_hash, raw, root_of([c.leaf for c in chunks]))
     texts = encode_texts(chunks, first_seq + count)
     return Frame(frame_no, epoch, first_seq, count, prev_hash, digest, raw, texts)
 
@@ -254,9 +250,7 @@ def verify_frame(frame: Frame, prev_hash: bytes) -> str:
         root = stored_root(frame.texts, frame.end_seq)
     except CorruptJournalError as error:
         return error.message
-    expected = frame_hash(
-        frame.frame_no, frame.epoch, frame.first_seq, frame.count, frame.prev_hash, frame.facts, root
-    )
+    expected = frame_hash(frame.frame_no, frame.epoch, frame.first_seq, frame.count, frame.prev_hash, frame.facts, root)
     return "" if expected == frame.hash else "the frame's bytes do not match its hash: it was edited"
 
 

@@ -150,9 +150,7 @@ def decode_payload(name: str, version: int, raw: bytes | msgspec.Raw) -> Any:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of every event's payload, by wire name."""
     types = list(event_types())
-    schemas, definitions = msgspec.json.schema_components(
-        [t.cls for t in types], ref_template="#/$defs/{name}"
-    )
+    schemas, definitions = msgspec.json.schema_components([t.cls for t in types], ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "events": {

@@ -79,6 +79,8 @@ class TaskAdmitted:
     #: Unix ns, 0 = none
     deadline_ns: int = 0
     cancel_on_disconnect: bool = False
+    #: the caller wants no cached prefix
+    kv_cold: bool = False
     placement: PlacementRecord | None = None
     #: which rendering the caller asked for: "tasks", "openai.chat", ...
     api: str = "tasks"

@@ -59,7 +59,7 @@ def attempt(store: JournalStore, unit: CommitUnit) -> Exception | None:
         store.commit(unit)
     except JournalError as error:
         return error
-    except Exception as error:  # noqa: BLE001  (a driver may raise anything; the outcome is then unknown)
+    except Exception as error:
         wrapped = StoreUnknownError(f"commit failed: {error}")
         wrapped.__cause__ = error
         return wrapped
@@ -116,7 +116,7 @@ class Syncer:
                 self._store.sync(digest, seq)
             except JournalError as failure:
                 error = failure
-            except Exception as failure:  # noqa: BLE001  (see attempt)
+            except Exception as failure:
                 error = StoreUnknownError(f"sync failed: {failure}")
                 error.__cause__ = failure
             self._call(self._done, seq, error)
@@ -124,5 +124,5 @@ class Syncer:
                 self._commits = 0
                 try:
                     self._store.maintain()
-                except Exception as failure:  # noqa: BLE001  (a checkpoint that fails is tried again later)
+                except Exception as failure:
                     self._call(self._done, seq, failure if isinstance(failure, StoreUnknownError) else None)

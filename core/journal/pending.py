@@ -63,7 +63,7 @@ class PendingFrame:
         self.size = 0
 
     def __bool__(self) -> bool:
-        return self.next_seq > self.first_seq or bool(self.rewrites) or bool(self.index)
+        return self.next_seq > self.first_seq
 
     def take_seq(self) -> int:
         """The next seq of the frame."""

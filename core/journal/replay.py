@@ -48,6 +48,7 @@ def entries_record(frame_no: int, epoch: int, chunk: Chunk) -> EntriesRecorded:
     if chunk.body is None:
         msg = f"frame {frame_no}: the entries of task number {chunk.task_no} were dropped, but the task is not transcribed"
         raise CorruptJournalError(msg)
+    dts_us = unpack(chunk.body).dts_us
     return EntriesRecorded(
         frame_no=frame_no,
         epoch=epoch,
@@ -56,7 +57,8 @@ def entries_record(frame_no: int, epoch: int, chunk: Chunk) -> EntriesRecorded:
         first_ordinal=chunk.first_ordinal,
         entries=chunk.entries,
         tokens=chunk.tokens,
-        elapsed_us=sum(unpack(chunk.body).dts_us),
+        first_us=dts_us[0],
+        elapsed_us=sum(dts_us),
     )
 
 

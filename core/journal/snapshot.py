@@ -29,7 +29,9 @@ class Snapshot(msgspec.Struct, kw_only=True):
 def write_snapshot(folder: Path, head: Head, frame_no: int, frame_hash: bytes) -> Path:
     """Write a snapshot atomically (0600, fsynced) and remove all but the two newest."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    snapshot = Snapshot(format=_FORMAT, frame_no=frame_no, frame_hash=frame_hash, digest=head.digest(), state=head.dump())
+    snapshot = Snapshot(
+        format=_FORMAT, frame_no=frame_no, frame_hash=frame_hash, digest=head.digest(), state=head.dump()
+    )
     path = folder / f"{frame_no:020d}.snapshot"
     part = path.with_suffix(".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -27,6 +27,8 @@ class PoolState(msgspec.Struct, kw_only=True):
     decode_mtok_s: int = 0
     #: learnt time from placement to the first token, microseconds
     first_token_us: int = 0
+    #: learnt tokens per task, thousandths
+    output_mtok: int = 0
 
     @property
     def slots(self) -> int:
@@ -69,6 +71,7 @@ class Pools(Projection):
             since_ns=record.time_ns,
             decode_mtok_s=old.decode_mtok_s if old else 0,
             first_token_us=old.first_token_us if old else 0,
+            output_mtok=old.output_mtok if old else 0,
         )
 
     @on(PoolRetired)
@@ -112,6 +115,9 @@ class Pools(Projection):
     def _task_ended(self, record: Recorded) -> None:
         event: TaskEnded = record.payload
         pool = self.by_id.get(self._running.pop(event.task_id, ""))
+        if pool is not None and event.tokens_out:
+            tokens = event.tokens_out * 1000
+            pool.output_mtok = tokens if not pool.output_mtok else (pool.output_mtok * 7 + tokens) // 8
         if pool is None or event.decode_ms <= 0 or event.tokens_out < 2 or event.outcome != "completed":
             return
         rate = event.tokens_out * 1_000_000 // event.decode_ms

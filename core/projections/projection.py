@@ -35,6 +35,8 @@ class EntriesRecorded(msgspec.Struct, frozen=True, gc=False):
     first_ordinal: int
     entries: int
     tokens: int
+    #: microseconds from the previous entry to the first of the chunk
+    first_us: int
     #: microseconds from the previous entry to the last of the chunk
     elapsed_us: int
 
@@ -43,7 +45,7 @@ def on(*types: type) -> Callable[[H], H]:
     """Mark a method as the handler of these event types."""
 
     def mark(method: H) -> H:
-        method._folds = types  # type: ignore[attr-defined]
+        method._folds = types
         return method
 
     return mark
@@ -63,9 +65,7 @@ class Projection:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._handlers = {
-            event: attribute
-            for attribute, member in vars(cls).items()
-            for event in getattr(member, "_folds", ())
+            event: attribute for attribute, member in vars(cls).items() for event in getattr(member, "_folds", ())
         }
 
     def handlers(self) -> dict[type, Callable[[Recorded], None]]:

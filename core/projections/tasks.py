@@ -45,9 +45,13 @@ class TaskState(msgspec.Struct, gc=False, kw_only=True):
     first_entry_ns: int = 0
     #: ``(epoch, first ordinal)`` for each stretch of entries written under one epoch
     epochs: list[tuple[int, int]] = []
-    #: frames that hold entries, ascending
+    #: frames that hold entries, ascending; beside each, ordinal and token index of its first entry
     entry_frames: list[int] = []
+    frame_ordinals: list[int] = []
+    frame_tokens: list[int] = []
     last_failure: str = ""
+    #: attempts that broke off by an engine's fault
+    failures: int = 0
     ended: TaskEnded | None = None
     ended_ns: int = 0
     ended_frame: int = 0
@@ -97,6 +101,8 @@ class Tasks(Projection):
             entry_ns=record.time_ns,
             epochs=[],
             entry_frames=[],
+            frame_ordinals=[],
+            frame_tokens=[],
         )
         self.live[event.task_id] = state
         self.by_no[record.seq] = state
@@ -143,6 +149,8 @@ class Tasks(Projection):
         state.phase = TaskPhase.QUEUED
         state.pool_id = ""
         state.last_failure = event.code
+        if event.code not in ("restart", "diverged"):
+            state.failures += 1
 
     @on(TaskCancelled)
     def _cancelled(self, record: Recorded) -> None:
@@ -176,11 +184,13 @@ class Tasks(Projection):
             state.epochs.append((chunk.epoch, chunk.first_ordinal))
         if not state.entry_frames or state.entry_frames[-1] != chunk.frame_no:
             state.entry_frames.append(chunk.frame_no)
+            state.frame_ordinals.append(chunk.first_ordinal)
+            state.frame_tokens.append(state.tokens_out)
         state.entries = chunk.first_ordinal + chunk.entries - 1
         state.tokens_out += chunk.tokens
-        state.entry_ns += chunk.elapsed_us * 1000
         if not state.first_entry_ns:
-            state.first_entry_ns = state.entry_ns
+            state.first_entry_ns = state.entry_ns + chunk.first_us * 1000
+        state.entry_ns += chunk.elapsed_us * 1000
 
     def dump(self) -> Any:
         """Live and closing tasks in order of admission, then keys in order of expiry."""

@@ -1,1 +1,1 @@
-"""Services decide and append: they read projections and never edit them."""
+"""Services: they read head, decide, append, and carry decisions out. None edits a projection."""

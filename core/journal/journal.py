@@ -1,0 +1,597 @@
+"""The sequencer: the one place where events get their seq, are folded into head, and go to the store.
+
+``append`` checks, assigns seq, folds and enqueues in one synchronous step on the event loop; what it appended
+is one batch inside one frame. Answers wait for a watermark: *committed* (killing the process loses nothing)
+or *synced* (power loss loses nothing). Readers are woken at committed, and see an end only once it is synced.
+
+A commit has three outcomes. *Done*. *Refused* (busy, full): the same frame is tried again, meanwhile nothing
+new is accepted. *Unknown* (I/O error, lost connection): what is pending is void, the store is opened anew,
+its tail compared with the frame in flight, and head is rebuilt from what is really there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..entries import EntryBatch
+from ..errors import (
+    CorruptJournalError,
+    FencedError,
+    JournalError,
+    JournalLockedError,
+    JournalUnavailableError,
+    OrchError,
+    StoreRefusedError,
+)
+from ..events.server import ServerStarted
+from ..events.task import TaskEnded, TaskTranscribed
+from ..frames import Fact
+from ..ports import BodyPiece, Clock, IndexRow, JournalStore, Tail
+from ..projections.head import Head
+from ..projections.projection import EntriesRecorded, Recorded
+from ..projections.tasks import TaskState
+from ..registry import encode_payload, load_all, type_of
+from ..types import TaskPhase
+from .committer import CommitThread, Syncer, attempt
+from .live import LiveStream, Segment
+from .pending import EntriesPart, PendingFrame, SealedUnit
+from .preconditions import check
+from .replay import Replayed, replay
+from .snapshot import load_latest
+
+Status = Literal["closed", "ok", "refusing", "reopening", "fenced"]
+Callback = Callable[[OrchError | None], None]
+
+_RUNNING: str = TaskPhase.RUNNING
+
+
+class JournalOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the journal commits; see :class:`~llama_orch.core.settings.JournalSettings`."""
+
+    version: str
+    window_s: float = 0.004
+    pending_bytes: int = 16_777_216
+    buffer_bytes: int = 262_144
+    snapshots: Path | None = None
+    #: seconds between tries while the store refuses or cannot be opened
+    retry_s: float = 0.05
+    retry_max_s: float = 1.0
+    inline: bool | None = None
+
+
+class Journal:
+    """The journal of one partition, with its head, on one event loop."""
+
+    def __init__(self, store: JournalStore, clock: Clock, options: JournalOptions) -> None:
+        load_all()
+        self._store = store
+        self._clock = clock
+        self._options = options
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_event_loop()
+        self._inline = store.commits_inline if options.inline is None else options.inline
+        self.head = Head()
+        self.streams: dict[str, LiveStream] = {}
+        self.status: Status = "closed"
+        self.status_detail = ""
+        self.epoch = 0
+        self.committed_seq = 0
+        self.committed_frame = 0
+        self.synced_seq = 0
+        self.commits = 0
+        #: seconds that the last commits took, newest last; for metrics
+        self.commit_seconds: deque[float] = deque(maxlen=1024)
+        self._pending = PendingFrame(1, 0, 1)
+        self._inflight: SealedUnit | None = None
+        self._prev_hash = bytes(32)
+        self._flush_handle: asyncio.Handle | None = None
+        self._flush_is_timer = False
+        self._last_commit = 0.0
+        self._retry_s = options.retry_s
+        self._lost_error: JournalError | None = None
+        self._order = itertools.count()
+        self._commit_waiters: list[tuple[int, int, Callback]] = []
+        self._sync_waiters: list[tuple[int, int, Callback]] = []
+        self._ends_to_sync: deque[tuple[int, str]] = deque()
+        self._observers: list[Callable[[list[Recorded]], None]] = []
+        self._status_observers: list[Callable[[], None]] = []
+        self._rebuilt_observers: list[Callable[[], None]] = []
+        self._fatal_observers: list[Callable[[JournalError], None]] = []
+        self._commit_thread: CommitThread | None = None
+        self._syncer: Syncer | None = None
+        self._reopening: asyncio.Task[None] | None = None
+
+    # --- opening and closing ---------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> JournalStore:
+        """The store, for reading."""
+        return self._store
+
+    async def open(self) -> Replayed:
+        """Take the journal over, rebuild head, begin an epoch.
+
+        :raises JournalLockedError: another process writes it.
+        :raises CorruptJournalError: frames are missing or cannot be decoded.
+        """
+        self._loop = asyncio.get_running_loop()
+        tail = await asyncio.to_thread(self._store.open)
+        replayed = await asyncio.to_thread(self._replay, tail)
+        self._begin(tail, replayed.head)
+        if not self._inline:
+            self._commit_thread = CommitThread(self._store, self._loop.call_soon_threadsafe)
+        self._syncer = Syncer(self._store, self._loop.call_soon_threadsafe, self._on_synced)
+        self._append_started("start")
+        return replayed
+
+    def _replay(self, tail: Tail) -> Replayed:
+        folder = self._options.snapshots
+        found = None if folder is None else load_latest(folder, self._frame_hash)
+        replayed = replay(self._store, *found) if found else replay(self._store)
+        if replayed.frame_no != tail.frame_no or replayed.head.next_seq != tail.next_seq:
+            msg = f"the journal ends at frame {tail.frame_no}, but its facts at frame {replayed.frame_no}"
+            raise CorruptJournalError(msg)
+        return replayed
+
+    def _frame_hash(self, frame_no: int) -> bytes | None:
+        frames = self._store.frames_at([frame_no])
+        return frames[0].hash if frames else None
+
+    def _begin(self, tail: Tail, head: Head) -> None:
+        self.head = head
+        self.epoch = tail.epoch
+        self._prev_hash = tail.hash
+        self._pending = PendingFrame(tail.frame_no + 1, tail.epoch, tail.next_seq)
+        self._inflight = None
+        self._lost_error = None
+        self.committed_seq = self.synced_seq = tail.next_seq
+        self.committed_frame = tail.frame_no
+        self.streams.clear()
+        self._ends_to_sync.clear()
+        self._set_status("ok", "")
+
+    def _append_started(self, cause: str) -> None:
+        started = ServerStarted(epoch=self.epoch, version=self._options.version, cause=cause)
+        self.append([started], actor="server", correlation="")
+
+    async def close(self) -> None:
+        """Commit and sync what is pending, then release the store."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        if self.status == "ok":
+            try:
+                async with asyncio.timeout(10):
+                    await self.synced(self.head.next_seq)
+            except (TimeoutError, JournalUnavailableError):
+                pass
+        self._set_status("closed", "the server stops")
+        self._fail_waiters(JournalUnavailableError("the server stops"))
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+        for thread in (self._commit_thread, self._syncer):
+            if thread is not None:
+                await asyncio.to_thread(thread.close)
+        await asyncio.to_thread(self._store.close)
+
+    # --- appending -------------------------------------------------------------------------------------------
+
+    @property
+    def overloaded(self) -> bool:
+        """Too much waits for the store: engines shall pause."""
+        inflight = self._inflight.size if self._inflight is not None else 0
+        return self._pending.size + inflight > self._options.pending_bytes
+
+    @property
+    def next_frame(self) -> int:
+        """Number of the frame that takes what is appended now."""
+        return self._pending.frame_no
+
+    def require_ok(self) -> None:
+        """:raises JournalUnavailableError: nothing new can be accepted now."""
+        if self.status != "ok":
+            raise self._unavailable()
+
+    def _unavailable(self, *, outcome_unknown: bool = False) -> JournalUnavailableError:
+        msg = f"the journal cannot be written ({self.status}): {self.status_detail}"
+        return JournalUnavailableError(msg, retry_after_ms=1000, outcome_unknown=outcome_unknown)
+
+    def now_ns(self) -> int:
+        """Event time: the clock's, never before the last event's."""
+        return max(self._clock.now_ns(), self.head.time_ns)
+
+    def append(
+        self,
+        payloads: Sequence[object],
+        *,
+        actor: str,
+        correlation: str,
+        bodies: Sequence[BodyPiece] = (),
+        internal: bool = False,
+    ) -> int:
+        """Append one atomic batch and answer the seq after it; wait for it with :meth:`committed` or :meth:`synced`.
+
+        :param internal: what follows from something that already happened (an engine ended); taken also while the
+            store refuses, and committed when it can.
+        :raises ConflictError: head does not allow it; nothing was applied.
+        :raises JournalUnavailableError: the journal cannot be written now; nothing was applied.
+        """
+        if self.status != "ok" and not (internal and self.status == "refusing"):
+            raise self._unavailable()
+        check(self.head, payloads)
+        pending, head = self._pending, self.head
+        now = self.now_ns()
+        for body in bodies:
+            pending.bodies.append(body)
+            pending.size += len(body.data)
+        for payload in payloads:
+            declared = type_of(payload)
+            raw = encode_payload(payload)
+            stream = f"{declared.stream}:{getattr(payload, declared.key)}" if declared.key else declared.stream
+            seq = pending.take_seq()
+            position = head.positions.get(stream, 0)
+            name = declared.name
+            pending.facts.append(
+                Fact(
+                    seq - pending.first_seq,
+                    stream,
+                    position,
+                    name,
+                    declared.version,
+                    now,
+                    actor,
+                    correlation,
+                    msgspec.Raw(raw),
+                )
+            )
+            record = Recorded(
+                seq, pending.frame_no, self.epoch, stream, position, name, now, actor, correlation, payload
+            )
+            pending.records.append(record)
+            pending.size += len(raw) + 200
+            if declared.durable:
+                pending.durable = True
+            head.fold(record)
+            if declared.stream == "task":
+                pending.open_parts.pop(payload.task_id, None)  # type: ignore[attr-defined]
+        pending.urgent = True
+        self._request_flush()
+        return pending.next_seq
+
+    def append_entries(self, task_id: str, attempt_no: int, batch: EntryBatch) -> bool:
+        """Append what an attempt said. ``False``: dropped, because that attempt is not the running one.
+
+        This one rule makes cancel free of races and fences streams of attempts that were given up.
+        """
+        state = self.head.tasks.live.get(task_id)
+        if state is None or state.phase != _RUNNING or state.attempt != attempt_no:
+            return False
+        if self.status not in ("ok", "refusing"):
+            return False
+        pending = self._pending
+        n = len(batch.texts)
+        tokens = n if batch.tokens is None else sum(batch.tokens)
+        elapsed = max(0, (self._clock.now_ns() - state.entry_ns) // 1000)
+        batch.dts_us[0] = elapsed
+        part = pending.open_parts.get(task_id)
+        if part is not None and part.entries + n <= 60_000 and part.tokens + tokens <= 60_000:
+            part.batches.append(batch)
+            part.entries += n
+            part.tokens += tokens
+        else:
+            part = EntriesPart(
+                task_id, state.task_no, attempt_no & 0xFF, state.entries + 1, state.tokens_out, n, tokens, [batch]
+            )
+            pending.parts.append(part)
+            pending.open_parts[task_id] = part
+            self.head.next_seq = pending.next_seq = pending.next_seq + 1
+        pending.size += 100 * n
+        self.head.fold_entries(
+            EntriesRecorded(
+                pending.frame_no, self.epoch, state.task_no, attempt_no, state.entries + 1, n, tokens, elapsed, elapsed
+            )
+        )
+        if self._flush_handle is None or (self._flush_is_timer and len(pending.parts) >= self.head.tasks.running):
+            self._request_flush()
+        return True
+
+    def append_transcript(self, state: TaskState, event: TaskTranscribed, body: bytes, row: IndexRow) -> int:
+        """Append a task's transcript with the derived row that says where everything stands."""
+        if body:
+            self._pending.transcripts.append((state.task_no, state.attempt & 0xFF, 1, body))
+        self._pending.index.append(row)
+        self._pending.size += len(body)
+        return self.append([event], actor="server", correlation=state.correlation, internal=True)
+
+    def stage_rewrites(self, rewrites: Sequence[tuple[int, bytes]]) -> None:
+        """Texts whose chunks were replaced by their leaves go to the store with the next frame."""
+        self._pending.rewrites.extend(rewrites)
+
+    # --- watermarks ------------------------------------------------------------------------------------------
+
+    def when_committed(self, seq: int, callback: Callback) -> None:
+        """Call back once everything before ``seq`` is committed (at once when it is), or with the error."""
+        if seq <= self.committed_seq:
+            callback(None)
+        else:
+            heapq.heappush(self._commit_waiters, (seq, next(self._order), callback))
+
+    async def committed(self, seq: int) -> None:
+        """Wait until killing the process cannot lose what is before ``seq``.
+
+        :raises JournalUnavailableError: it was voided, or its outcome is unknown (``outcome_unknown``).
+        """
+        if seq > self.committed_seq:
+            await self._wait(self._commit_waiters, seq)
+
+    async def synced(self, seq: int) -> None:
+        """Wait until power loss cannot lose what is before ``seq``. :raises JournalUnavailableError: as above."""
+        if seq > self.synced_seq:
+            await self._wait(self._sync_waiters, seq)
+
+    def _wait(self, waiters: list[tuple[int, int, Callback]], seq: int) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def resolve(error: OrchError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        if self.status in ("closed", "fenced", "reopening"):
+            future.set_exception(self._unavailable(outcome_unknown=True))
+        else:
+            heapq.heappush(waiters, (seq, next(self._order), resolve))
+        return future
+
+    @staticmethod
+    def _release(waiters: list[tuple[int, int, Callback]], seq: int) -> None:
+        while waiters and waiters[0][0] <= seq:
+            heapq.heappop(waiters)[2](None)
+
+    def _fail_waiters(self, error: OrchError, *, above: int = 0) -> None:
+        for waiters in (self._commit_waiters, self._sync_waiters):
+            self._release(waiters, above)
+            while waiters:
+                heapq.heappop(waiters)[2](error)
+
+    # --- observers -------------------------------------------------------------------------------------------
+
+    def on_committed(self, observer: Callable[[list[Recorded]], None]) -> None:
+        """Tell an observer of every batch of committed facts, in order."""
+        self._observers.append(observer)
+
+    def on_status(self, observer: Callable[[], None]) -> None:
+        """Tell an observer when :attr:`status` changed."""
+        self._status_observers.append(observer)
+
+    def on_rebuilt(self, observer: Callable[[], None]) -> None:
+        """Tell an observer when head was rebuilt from disk: what runs on engines is void."""
+        self._rebuilt_observers.append(observer)
+
+    def on_fatal(self, observer: Callable[[JournalError], None]) -> None:
+        """Tell an observer that this process may not write any more and has to exit."""
+        self._fatal_observers.append(observer)
+
+    def _set_status(self, status: Status, detail: str) -> None:
+        changed = status != self.status
+        self.status, self.status_detail = status, detail
+        if changed:
+            for observer in self._status_observers:
+                observer()
+
+    # --- committing ------------------------------------------------------------------------------------------
+
+    def _request_flush(self) -> None:
+        """Commit soon: at once when a fact waits or nobody else can add; in a short window when many streams run."""
+        if self._inflight is not None:
+            return
+        urgent = self._pending.urgent
+        if self._flush_handle is not None:
+            if not self._flush_is_timer or not (urgent or len(self._pending.parts) >= self.head.tasks.running):
+                return
+            self._flush_handle.cancel()
+        running = self.head.tasks.running
+        if urgent or running <= 2 or len(self._pending.parts) >= running:
+            wait = 0.0
+        else:
+            window = min(self._options.window_s, running * 0.00025)
+            wait = window - (time.monotonic() - self._last_commit)
+        if wait <= 0.0005:
+            self._flush_is_timer = False
+            self._flush_handle = self._loop.call_soon(self._flush)
+        else:
+            self._flush_is_timer = True
+            self._flush_handle = self._loop.call_later(wait, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        if not self._pending or self._inflight is not None or self.status not in ("ok", "refusing"):
+            return
+        sealed = self._pending.seal(self._prev_hash)
+        self._inflight = sealed
+        self._prev_hash = sealed.unit.frame.hash
+        self._pending = PendingFrame(sealed.unit.frame.frame_no + 1, self.epoch, sealed.end_seq)
+        self._commit(sealed)
+
+    def _commit(self, sealed: SealedUnit) -> None:
+        if self._inflight is not sealed or self.status in ("closed", "fenced", "reopening"):
+            return
+        self._last_commit = time.monotonic()
+        if self._commit_thread is not None:
+            self._commit_thread.submit(sealed.unit, partial(self._on_commit, sealed))
+        else:
+            self._on_commit(sealed, attempt(self._store, sealed.unit))
+
+    def _on_commit(self, sealed: SealedUnit, error: Exception | None) -> None:
+        if self._inflight is not sealed:
+            return
+        now = time.monotonic()
+        self.commit_seconds.append(now - self._last_commit)
+        if self._lost_error is not None and not isinstance(error, FencedError):
+            self._lose(sealed, self._lost_error)
+        elif error is None:
+            self._inflight = None
+            self._last_commit = now
+            self._retry_s = self._options.retry_s
+            self.commits += 1
+            if self.status == "refusing":
+                self._set_status("ok", "")
+            self._released(sealed)
+            if self._pending:
+                self._request_flush()
+        elif isinstance(error, StoreRefusedError):
+            self._set_status("refusing", error.message)
+            self._loop.call_later(self._retry_s, self._commit, sealed)
+            self._retry_s = min(self._retry_s * 2, self._options.retry_max_s)
+        elif isinstance(error, FencedError):
+            self._stop_writing(error)
+        else:
+            self._lose(sealed, error if isinstance(error, JournalError) else JournalError(str(error)))
+
+    def _released(self, sealed: SealedUnit) -> None:
+        """What is committed becomes visible, in order."""
+        self.committed_seq = sealed.end_seq
+        self.committed_frame = sealed.unit.frame.frame_no
+        touched: list[LiveStream] = []
+        for part in sealed.parts:
+            stream = self.streams.get(part.task_id)
+            if stream is None:
+                stream = self.stream_of(part.task_id, part.first_ordinal)
+                if stream is None:
+                    continue
+            assert part.joined is not None
+            stream.push(Segment(part.first_ordinal, part.first_token, self.epoch, part.joined, {}))
+            touched.append(stream)
+        for record in sealed.records:
+            if type(record.payload) is TaskEnded:
+                self._ends_to_sync.append((sealed.end_seq, record.payload.task_id))
+            elif record.name.startswith("task."):
+                stream = self.streams.get(record.payload.task_id)
+                if stream is not None and record.name != "task.transcribed":
+                    touched.append(stream)
+        if self._syncer is not None:
+            frame = sealed.unit.frame
+            self._syncer.committed(sealed.end_seq, frame.hash, durable=sealed.durable)
+        for stream in touched:
+            stream.wake()
+        if sealed.records:
+            for observer in self._observers:
+                observer(sealed.records)
+        self._release(self._commit_waiters, sealed.end_seq)
+
+    def stream_of(self, task_id: str, base: int | None = None) -> LiveStream | None:
+        """The live stream of a task that is live or closing, made when it is not there yet."""
+        stream = self.streams.get(task_id)
+        if stream is None:
+            state = self.head.tasks.get(task_id)
+            if state is None:
+                return None
+            stream = LiveStream(task_id, self._options.buffer_bytes, state.entries + 1 if base is None else base)
+            self.streams[task_id] = stream
+        return stream
+
+    def _on_synced(self, seq: int, error: Exception | None) -> None:
+        if self.status in ("closed", "fenced", "reopening"):
+            return
+        if error is not None:
+            failure = error if isinstance(error, JournalError) else JournalError(str(error))
+            if isinstance(failure, FencedError):
+                self._stop_writing(failure)
+            elif self._inflight is not None and self._commit_thread is not None and self.status == "ok":
+                self._lost_error = failure
+            else:
+                self._lose(self._inflight, failure)
+            return
+        if seq <= self.synced_seq:
+            return
+        self.synced_seq = seq
+        while self._ends_to_sync and self._ends_to_sync[0][0] <= seq:
+            stream = self.streams.get(self._ends_to_sync.popleft()[1])
+            if stream is not None:
+                stream.terminal = True
+                stream.wake()
+        self._release(self._sync_waiters, seq)
+
+    # --- when a write fails ----------------------------------------------------------------------------------
+
+    def _stop_writing(self, error: JournalError) -> None:
+        self._set_status("fenced", error.message)
+        unavailable = self._unavailable(outcome_unknown=True)
+        self._break_streams(unavailable)
+        self._fail_waiters(unavailable)
+        for observer in self._fatal_observers:
+            observer(error)
+
+    def _break_streams(self, error: OrchError) -> None:
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.broken = error
+            stream.wake()
+
+    def _lose(self, sealed: SealedUnit | None, error: JournalError) -> None:
+        """The outcome is unknown: void what is pending, look at what is really there."""
+        self._set_status("reopening", error.message)
+        unknown = self._unavailable(outcome_unknown=True)
+        self._break_streams(unknown)
+        waiting = {
+            id(waiters): [w for w in waiters if sealed is not None and w[0] <= sealed.end_seq]
+            for waiters in (self._commit_waiters, self._sync_waiters)
+        }
+        for waiters in (self._commit_waiters, self._sync_waiters):
+            kept = {id(w) for w in waiting[id(waiters)]}
+            for waiter in [w for w in waiters if id(w) not in kept]:
+                waiter[2](unknown)
+            waiters[:] = waiting[id(waiters)]
+            heapq.heapify(waiters)
+        self._reopening = self._loop.create_task(self._reopen(sealed))
+
+    async def _reopen(self, sealed: SealedUnit | None) -> None:
+        delay = self._options.retry_s
+        while True:
+            try:
+                tail = await asyncio.to_thread(self._store.reopen)
+                replayed = await asyncio.to_thread(self._replay, tail)
+                break
+            except (FencedError, JournalLockedError) as error:
+                self._stop_writing(error)
+                return
+            except Exception as error:
+                self.status_detail = str(error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, self._options.retry_max_s)
+        arrived = 0
+        if sealed is not None and tail.next_seq >= sealed.end_seq:
+            frame = sealed.unit.frame
+            if await asyncio.to_thread(self._frame_hash, frame.frame_no) == frame.hash:
+                arrived = sealed.end_seq
+        self._fail_waiters(self._unavailable(outcome_unknown=True), above=arrived)
+        self._reopening = None
+        self._begin(tail, replayed.head)
+        self._append_started("reopen")
+        for observer in self._rebuilt_observers:
+            observer()
+
+    def describe(self) -> dict[str, Any]:
+        """Figures for status routes and metrics."""
+        return {
+            "status": self.status,
+            "detail": self.status_detail,
+            "epoch": self.epoch,
+            "head_seq": self.head.next_seq - 1,
+            "committed_seq": self.committed_seq - 1,
+            "synced_seq": self.synced_seq - 1,
+            "frame_no": self._pending.frame_no - 1,
+            "commits": self.commits,
+            "pending_bytes": self._pending.size,
+        }

@@ -1,0 +1,406 @@
+"""Admission: what is checked before the queue, and the one event that accepts a task (ADM-1 to ADM-6)."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from ..errors import (
+    BackpressureError,
+    ConflictError,
+    ContextExceededError,
+    DeadlineUnmetError,
+    DroppedError,
+    InvalidParamsError,
+    ModelNotFoundError,
+    OrchError,
+    PoolUnreadyError,
+    SessionExpiredError,
+    SessionTurnsExceededError,
+)
+from ..events.session import SessionClosed, SessionOpened
+from ..events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskRejected
+from ..journal.history import fact_at
+from ..journal.journal import Journal
+from ..projections.pools import PoolState
+from ..settings import Settings
+from ..types import TaskRequest
+from .bodies import Bodies, body_of, request_digest
+from .caller import Caller
+from .dispatch import Dispatcher
+from .engines import EngineDirectory
+from .estimates import StartEstimate, estimate_start
+from .placement import placement_record
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+
+
+class Admission(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a submission."""
+
+    task_id: str
+    queue_position: int
+    predicted_start_ms: int
+    predicted_start_ms_p10: int
+    predicted_start_ms_p90: int
+    backoff_ms: int
+    #: it is a repetition of a task that was admitted before
+    attached: bool
+    #: the answer may be given once the journal is synced up to here
+    seq: int
+
+
+def decimals(request: TaskRequest) -> dict[str, str]:
+    """The sampling parameters that the caller set, as shortest-repr strings (JRN-9)."""
+    return {name: repr(value) for name in _SAMPLING if (value := getattr(request, name)) is not None}
+
+
+class AdmissionService:
+    """Accepts or refuses tasks."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        bodies: Bodies,
+        engines: EngineDirectory,
+        settings: Settings,
+        new_id: Callable[[], str],
+        new_seed: Callable[[], int],
+    ) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._bodies = bodies
+        self._engines = engines
+        self._settings = settings
+        self._new_id = new_id
+        self._new_seed = new_seed
+        #: ids whose earlier use is being looked up
+        self._looking: dict[str, asyncio.Future[None]] = {}
+
+    async def submit(
+        self,
+        request: TaskRequest,
+        caller: Caller,
+        *,
+        correlation: str,
+        idempotency_key: str | None = None,
+        api: str = "tasks",
+        durable: bool = True,
+    ) -> Admission:
+        """Admit a task, or attach to the one that the key or id names.
+
+        :param durable: wait until the admission survives power loss; else the caller waits for ``seq`` itself.
+        :raises OrchError: why it was refused; the refusal is an event too.
+        """
+        self._journal.require_ok()
+        digest = request_digest(request) if idempotency_key is not None or request.task_id is not None else ""
+        key = hashlib.sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
+        attached = self._attached(caller, key, digest)
+        if attached is None and request.task_id is not None:
+            attached = await self._attached_by_id(request.task_id, caller, digest)
+        if attached is None:
+            try:
+                attached = await self._admit(request, caller, key, digest, correlation, api)
+            except OrchError as error:
+                self._note_rejection(request, caller, correlation, error)
+                raise
+            finally:
+                if request.task_id is not None:
+                    self._looked(request.task_id)
+        if durable:
+            await self._journal.synced(attached.seq)
+        return attached
+
+    # --- repetitions -----------------------------------------------------------------------------------------
+
+    def _attached(self, caller: Caller, key: str, digest: str) -> Admission | None:
+        if not key:
+            return None
+        known = self._journal.head.tasks.keys.get((caller.owner, key))
+        if known is None or known.until_ns <= self._journal.now_ns():
+            return None
+        state = self._journal.head.tasks.closing.get(known.task_id)
+        if state is not None and state.ended is not None and state.ended.retriable and known.request_digest == digest:
+            return None
+        if known.request_digest != digest:
+            msg = "this Idempotency-Key was used for a different request"
+            raise ConflictError(msg, field="Idempotency-Key", got="a different body", task_id=known.task_id)
+        return self._attachment(known.task_id)
+
+    def _attachment(self, task_id: str) -> Admission:
+        position = max(0, self._journal.head.queue.position(task_id))
+        state = self._journal.head.tasks.get(task_id)
+        estimate = self._estimate(state.admitted.group, position) if state else StartEstimate(0, 0, 0)
+        return Admission(
+            task_id, position, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, True, self._journal.head.next_seq
+        )
+
+    async def _attached_by_id(self, task_id: str, caller: Caller, digest: str) -> Admission | None:
+        while task_id in self._looking:
+            await self._looking[task_id]
+        state = self._journal.head.tasks.get(task_id)
+        if state is not None:
+            owner, known = state.admitted.owner, state.admitted.request_digest
+        else:
+            self._looking[task_id] = asyncio.get_running_loop().create_future()
+            row = await asyncio.to_thread(self._journal.store.index_row, task_id)
+            if row is None:
+                return None
+            self._looked(task_id)
+            owner = row.owner
+            known = await asyncio.to_thread(self._digest_at, row.admitted_frame, task_id)
+        if owner != caller.owner or known != digest:
+            msg = f"task {task_id} exists with a different request"
+            raise ConflictError(msg, field="task_id", got=task_id)
+        return self._attachment(task_id)
+
+    def _digest_at(self, frame_no: int, task_id: str) -> str:
+        admitted = fact_at(self._journal.store, frame_no, TaskAdmitted, task_id)
+        return admitted.payload.request_digest if admitted else ""
+
+    def _looked(self, task_id: str) -> None:
+        future = self._looking.pop(task_id, None)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    # --- admission -------------------------------------------------------------------------------------------
+
+    async def _admit(
+        self, request: TaskRequest, caller: Caller, key: str, digest: str, correlation: str, api: str
+    ) -> Admission:
+        group = self._group(request.model_ref)
+        pools = self._journal.head.pools.serving(group)
+        self._check_placement(request, pools)
+        self._check_determinism(request, pools)
+        prompt_tokens, exact = await self._check_context(request, pools)
+        self._journal.require_ok()
+        # From here on nothing awaits: what was read is what the event is based on.
+        attached = self._attached(caller, key, digest)
+        if attached is not None:
+            return attached
+        head = self._journal.head
+        now = self._journal.now_ns()
+        before: list[object] = []
+        if request.session_id is not None:
+            before += self._session_events(request.session_id, caller, now)
+        queue = head.queue.groups.get(group)
+        lane = len(queue.interactive) if queue else 0
+        ahead = lane if request.priority == "interactive" or queue is None else len(queue)
+        dropped = self._make_room(group, pools)
+        estimate = self._estimate(group, ahead)
+        deadline_ns = now + request.deadline_ms * 1_000_000 if request.deadline_ms else 0
+        if request.deadline_ms and estimate.p10_ms > request.deadline_ms:
+            msg = f"the task would start in about {estimate.start_ms} ms, after its deadline"
+            raise DeadlineUnmetError(msg, field="deadline_ms", got=request.deadline_ms)
+        body_id, rows, _ = self._bodies.add(caller.owner, body_of(request))
+        until = now + self._settings.admission.idempotency_ms * 1_000_000 if key else 0
+        cancels = request.cancel_on_disconnect
+        if cancels is None:
+            streams = self._settings.streams
+            cancels = streams.tasks_cancel_on_disconnect if api == "tasks" else streams.compat_cancel_on_disconnect
+        task_id = request.task_id.lower() if request.task_id is not None else self._new_id()
+        event = TaskAdmitted(
+            task_id=task_id,
+            owner=caller.owner,
+            group=group,
+            model_ref=request.model_ref,
+            workload=request.workload,
+            priority=request.priority,
+            body_id=body_id,
+            request_digest=digest,
+            idempotency_digest=key,
+            idempotency_until_ns=until,
+            session_id=request.session_id or "",
+            engine=request.engine or "",
+            determinism=request.determinism,
+            recovery=request.recovery,
+            sampler_profile_version=request.sampler_profile_version or "",
+            seed=request.seed if request.seed is not None else self._new_seed(),
+            sampling=decimals(request),
+            max_tokens=request.max_tokens or 0,
+            ctx=request.ctx or 0,
+            prompt_tokens=prompt_tokens,
+            prompt_tokens_exact=exact,
+            expected_tokens=request.expected_tokens or 0,
+            deadline_ns=deadline_ns,
+            cancel_on_disconnect=cancels,
+            kv_cold=request.kv_hint == "cold",
+            placement=placement_record(request.placement),
+            api=api,
+            queue_position=ahead,
+            predicted_start_ms=estimate.start_ms,
+            predicted_start_ms_p10=estimate.p10_ms,
+            predicted_start_ms_p90=estimate.p90_ms,
+        )
+        self._journal.append([*dropped, *before, event], actor=caller.identity, correlation=correlation, bodies=rows)
+        self._dispatcher.pump(group)
+        return Admission(
+            task_id, ahead, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, False, self._journal.head.next_seq
+        )
+
+    def _estimate(self, group: str, ahead: int) -> StartEstimate:
+        head = self._journal.head
+        pools = head.pools.serving(group)
+        return estimate_start(pools, {p.declared.pool_id: head.leases.count(p.declared.pool_id) for p in pools}, ahead)
+
+    def _group(self, model_ref: str) -> str:
+        name = self._settings.models.get(model_ref, model_ref)
+        pools = self._journal.head.pools
+        group = pools.group_of(name)
+        if group is None:
+            known = sorted(
+                {p.declared.model_ref for p in pools.by_id.values()}
+                | {a for p in pools.by_id.values() for a in p.declared.aliases}
+                | set(self._settings.models)
+            )
+            near = difflib.get_close_matches(model_ref, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
+            msg = f"no pool serves the model {model_ref!r}{hint}"
+            raise ModelNotFoundError(msg, field="model_ref", got=model_ref, nearest=near[0] if near else None)
+        return group
+
+    def _check_placement(self, request: TaskRequest, pools: list[PoolState]) -> None:
+        if request.engine is not None and request.engine not in {p.declared.engine for p in pools}:
+            msg = f"no pool of {request.model_ref!r} runs the engine {request.engine!r}"
+            raise InvalidParamsError(msg, field="engine", got=request.engine)
+        wanted = request.placement
+        if wanted is None:
+            return
+        known = self._journal.head.pools.by_id
+        pins = [wanted.pin_pool_id] if wanted.pin_pool_id else []
+        for field, names in (
+            ("pin_pool_id", pins),
+            ("prefer_pools", wanted.prefer_pools),
+            ("avoid_pools", wanted.avoid_pools),
+        ):
+            for name in names:
+                if name not in known:
+                    msg = f"there is no pool {name!r}"
+                    raise InvalidParamsError(msg, field=f"placement.{field}", got=name)
+        if wanted.mode == "pin":
+            if not wanted.pin_pool_id:
+                msg = "mode pin needs pin_pool_id"
+                raise InvalidParamsError(msg, field="placement.pin_pool_id", got=None)
+            pool = known[wanted.pin_pool_id]
+            if pool not in pools:
+                msg = f"pool {wanted.pin_pool_id!r} serves {pool.declared.model_ref!r}, not {request.model_ref!r}"
+                raise InvalidParamsError(msg, field="placement.pin_pool_id", got=wanted.pin_pool_id)
+            if not pool.ready:
+                msg = f"pool {wanted.pin_pool_id!r} is not ready: {pool.cause} {pool.detail}".rstrip()
+                raise PoolUnreadyError(msg, pool_id=wanted.pin_pool_id, engine=pool.declared.engine)
+
+    def _check_determinism(self, request: TaskRequest, pools: list[PoolState]) -> None:
+        if request.determinism != "strict":
+            return
+        for pool in pools:
+            properties = self._engines.properties(pool.declared.pool_id)
+            if pool.slots == 1 and properties is not None and properties.strict_capable:
+                return
+        msg = "no pool of this model can guarantee strict determinism: that needs a pool with one slot and an engine that can"
+        raise InvalidParamsError(
+            msg,
+            field="determinism",
+            got="strict",
+            remedy="Configure a pool with slots: 1, or send determinism: best_effort.",
+        )
+
+    async def _check_context(self, request: TaskRequest, pools: list[PoolState]) -> tuple[int, bool]:
+        """Tokens of the prompt, and whether the number is exact.
+
+        A token is at least one byte, so a prompt with fewer bytes than the context surely fits and needs no
+        tokenizer. ``max_tokens`` alone never refuses a task: an engine stops at the end of its context.
+        """
+        size = 64
+        if request.prompt is not None:
+            size += len(request.prompt.encode())
+        for message in request.messages or ():
+            size += 32 + len(msgspec.json.encode(message.content))
+        contexts = [p.observed.ctx for p in pools if p.observed is not None and p.observed.ctx]
+        largest = max(contexts, default=0)
+        if request.ctx is not None and largest and request.ctx > largest:
+            msg = f"ctx {request.ctx} was asked for, the largest context of {request.model_ref!r} has {largest} tokens"
+            raise ContextExceededError(msg, field="ctx", got=request.ctx, n_ctx=largest)
+        if not largest or size <= largest:
+            return size, False
+        counted = await self._dispatcher.count_tokens(body_of(request), pools)
+        if counted is None:
+            return size, False
+        if counted >= largest:
+            field = "prompt" if request.prompt is not None else "messages"
+            msg = f"the prompt has {counted} tokens, the largest context of {request.model_ref!r} holds {largest}"
+            raise ContextExceededError(msg, field=field, got=counted, n_prompt_tokens=counted, n_ctx=largest)
+        return counted, True
+
+    def _session_events(self, session_id: str, caller: Caller, now_ns: int) -> list[object]:
+        session = self._journal.head.sessions.by_id.get(session_id)
+        defaults = self._settings.sessions
+        opened = SessionOpened(
+            session_id=session_id, owner=caller.owner, ttl_ms=defaults.ttl_ms, turn_limit=defaults.turn_limit
+        )
+        if session is None:
+            return [opened]
+        if session.owner != caller.owner:
+            msg = f"session {session_id} is not yours"
+            raise ConflictError(msg, field="session_id", got=session_id)
+        if session.due(now_ns):
+            self._journal.append(
+                [SessionClosed(session_id=session_id, cause="expired")], actor="server", correlation=""
+            )
+            msg = f"session {session_id} was idle for more than {session.ttl_ms} ms"
+            raise SessionExpiredError(msg, field="session_id", got=session_id)
+        if session.turns >= session.turn_limit:
+            msg = f"session {session_id} has used its {session.turn_limit} turns"
+            raise SessionTurnsExceededError(msg, field="session_id", got=session_id, turns=session.turns)
+        return []
+
+    def _make_room(self, group: str, pools: list[PoolState]) -> list[object]:
+        """Events that make room in a full queue. :raises BackpressureError: there is none to make."""
+        capacity = sum(p.declared.queue_capacity for p in pools)
+        queue = self._journal.head.queue.groups.get(group)
+        depth = len(queue) if queue is not None else 0
+        if depth < capacity or self._dispatcher.slot_is_free(group, depth):
+            return []
+        policy = "drop-lru" if any(p.declared.full_policy == "drop-lru" for p in pools) else "reject"
+        wait_ms = max(100, min(60_000, self._estimate(group, 0).start_ms))
+        if policy == "drop-lru" and queue is not None:
+            oldest = queue.batch.first()
+            if oldest is not None:
+                return self._drop(oldest[1])
+        msg = f"the queue of {group!r} is full ({depth} of {capacity})"
+        raise BackpressureError(msg, retry_after_ms=wait_ms, policy_label=policy, queue_depth=depth)
+
+    def _drop(self, task_id: str) -> list[object]:
+        state = self._journal.head.tasks.live[task_id]
+        return [
+            TaskCancelled(task_id=task_id, reason="drop-lru"),
+            TaskEnded(
+                task_id=task_id,
+                outcome="failed",
+                finish_reason="error",
+                entries=state.entries,
+                tokens_out=state.tokens_out,
+                queue_ms=(self._journal.now_ns() - state.admitted_ns) // 1_000_000,
+                attempts=state.attempt,
+                code=DroppedError.code,
+                message="dropped from the full queue as its oldest batch task",
+                retriable=True,
+            ),
+        ]
+
+    def _note_rejection(self, request: TaskRequest, caller: Caller, correlation: str, error: OrchError) -> None:
+        if self._journal.status != "ok":
+            return
+        rejected = TaskRejected(
+            task_id=request.task_id or self._new_id(),
+            owner=caller.owner,
+            model_ref=request.model_ref,
+            code=error.code,
+            reason=error.message[:500],
+            retry_after_ms=error.retry_after_ms or 0,
+        )
+        self._journal.append([rejected], actor=caller.identity, correlation=correlation)

@@ -1,0 +1,101 @@
+"""The services of one server, wired together; plain attributes, no logic of their own."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable
+
+import msgspec
+
+from ..journal.journal import Journal
+from ..ports import Clock, PlacementPolicy
+from ..settings import Settings
+from .admission import AdmissionService
+from .bodies import Bodies
+from .cancel import CancelService
+from .capabilities import Capabilities
+from .dispatch import Dispatcher
+from .engines import EngineDirectory
+from .placement import Placement
+from .pools import PoolService
+from .readers import Readers
+from .recovery import recover
+from .streams import Streams
+from .tasks import TaskQueries
+from .texts import TaskTexts
+from .transcripts import Transcripts
+from .watchdog import Watchdog
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that routes and the daemon use."""
+
+    journal: Journal
+    admission: AdmissionService
+    cancel: CancelService
+    streams: Streams
+    tasks: TaskQueries
+    pools: PoolService
+    capabilities: Capabilities
+    readers: Readers
+    dispatcher: Dispatcher
+    transcripts: Transcripts
+    watchdog: Watchdog
+
+    def start(self) -> None:
+        """Take up what the journal holds: call it once, after the journal was opened."""
+        recover(self.journal)
+        self.journal.on_rebuilt(self._rebuilt)
+        self.transcripts.start()
+        self.watchdog.start()
+
+    def _rebuilt(self) -> None:
+        recover(self.journal)
+        self.dispatcher.pump_all()
+
+    async def close(self) -> None:
+        """Stop the services; what is unfinished stays in the journal."""
+        await self.watchdog.close()
+        await self.dispatcher.close()
+        await self.transcripts.close()
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _new_seed() -> int:
+    # 2**32 - 1 means "random" to llama.cpp.
+    return secrets.randbelow(2**32 - 1)
+
+
+def build_services(
+    journal: Journal,
+    *,
+    settings: Settings,
+    engines: EngineDirectory,
+    policy: PlacementPolicy,
+    clock: Clock,
+    api_version: str,
+    new_id: Callable[[], str] = _new_id,
+    new_seed: Callable[[], int] = _new_seed,
+) -> Services:
+    """Wire the services around a journal; nothing runs before :meth:`Services.start`."""
+    bodies = Bodies(journal.store)
+    texts = TaskTexts(journal)
+    dispatcher = Dispatcher(journal, Placement(policy), engines, bodies, texts, settings, clock, new_id)
+    cancel = CancelService(journal, dispatcher)
+    return Services(
+        journal=journal,
+        admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed),
+        cancel=cancel,
+        streams=Streams(journal, texts),
+        tasks=TaskQueries(journal, texts),
+        pools=PoolService(journal, dispatcher),
+        capabilities=Capabilities(journal, engines, settings, api_version),
+        readers=Readers(journal, cancel),
+        dispatcher=dispatcher,
+        transcripts=Transcripts(journal, texts),
+        watchdog=Watchdog(journal, dispatcher, clock),
+    )

@@ -1,0 +1,514 @@
+"""Dispatch: queued tasks are placed, sent to engines, and brought to their one end.
+
+One loop, no locks: every method runs on the event loop and appends before it tells anybody. An engine is
+called once the placement is committed. After each change of queue, leases or pools the group is pumped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from ..errors import (
+    ContextExceededError,
+    CorruptJournalError,
+    InvalidParamsError,
+    JournalUnavailableError,
+    OrchError,
+    WorkerResetError,
+)
+from ..events.lease import LeaseGranted, LeaseReleased
+from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
+from ..journal.journal import Journal
+from ..ports import AttemptEnd, AttemptFailure, AttemptStart, BodyPiece, Clock, Engine, GenerateJob
+from ..projections.pools import PoolState
+from ..projections.queue import GroupQueue
+from ..projections.tasks import TaskState
+from ..settings import Settings
+from ..types import TaskPhase
+from .attempt import Attempt, AttemptEvents
+from .bodies import Bodies, RequestBody, content_id, pieces
+from .engines import EngineDirectory
+from .placement import Placement
+from .texts import TaskTexts
+
+#: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row
+_SUSPECT_NS = 50_000_000
+_SUSPECT_MAX_NS = 5_000_000_000
+
+
+class Dispatcher:
+    """Places tasks and runs their attempts."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        placement: Placement,
+        engines: EngineDirectory,
+        bodies: Bodies,
+        texts: TaskTexts,
+        settings: Settings,
+        clock: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._journal = journal
+        self._placement = placement
+        self._engines = engines
+        self._bodies = bodies
+        self._texts = texts
+        self._settings = settings
+        self._clock = clock
+        self._new_id = new_id
+        self.attempts: dict[str, Attempt] = {}
+        self._events = AttemptEvents(self._on_started, self._on_ended, self._on_failed, self._on_diverged)
+        self._failures: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rendered: dict[str, tuple[str, str]] = {}
+        #: tasks whose next attempt has to continue instead of regenerate, because repeating them diverged
+        self._continue: set[str] = set()
+        journal.on_rebuilt(self._on_rebuilt)
+        journal.on_status(self._on_status)
+
+    # --- placing ---------------------------------------------------------------------------------------------
+
+    def pump(self, group: str) -> None:
+        """Place as many of a group's tasks as can be placed now, in order."""
+        if self._journal.status != "ok":
+            return
+        head = self._journal.head
+        while (queue := head.queue.groups.get(group)) is not None:
+            task_id = self._next(queue)
+            if task_id is None or not self._place(head.tasks.live[task_id]):
+                return
+
+    def pump_all(self) -> None:
+        """Pump every group."""
+        for group in list(self._journal.head.queue.groups):
+            self.pump(group)
+
+    def _next(self, queue: GroupQueue) -> str | None:
+        """The task at the head: interactive first, unless a batch task has waited long enough (ADM-3)."""
+        interactive, batch = queue.interactive.first(), queue.batch.first()
+        if batch is not None and interactive is not None:
+            waited = self._journal.now_ns() - self._journal.head.tasks.live[batch[1]].admitted_ns
+            if waited >= self._settings.admission.batch_patience_ms * 1_000_000:
+                return batch[1]
+        chosen = interactive or batch
+        return None if chosen is None else chosen[1]
+
+    def slot_is_free(self, group: str, depth: int) -> bool:
+        """Whether a task that comes now could start at once, with ``depth`` tasks before it."""
+        head = self._journal.head
+        free = sum(
+            p.slots - head.leases.count(p.declared.pool_id)
+            for p in head.pools.serving(group)
+            if p.ready and not p.draining
+        )
+        return depth < free
+
+    def _place(self, state: TaskState) -> bool:
+        """Append placement and lease of one task; ``False``: it has to wait."""
+        journal, head = self._journal, self._journal.head
+        now = journal.now_ns()
+        try:
+            decision = self._placement.decide(head, state, now)
+        except InvalidParamsError as error:
+            self._fail_task(state, error)
+            return True
+        if decision is None:
+            return False
+        pool = head.pools.by_id[decision.selected_pool_id]
+        slot = head.leases.free_slot(decision.selected_pool_id, pool.slots)
+        if slot is None:
+            return False
+        attempt, lease_id = state.attempt + 1, self._new_id()
+        placed = TaskPlaced(
+            task_id=state.task_id,
+            attempt=attempt,
+            pool_id=decision.selected_pool_id,
+            replica_id=pool.observed.replica_id if pool.observed else "r0",
+            decision=decision,
+        )
+        granted = LeaseGranted(
+            lease_id=lease_id, pool_id=decision.selected_pool_id, task_id=state.task_id, attempt=attempt, slot=slot
+        )
+        seq = journal.append([placed, granted], actor="scheduler", correlation=state.correlation)
+        journal.when_committed(seq, partial(self._launch, state.task_id, attempt, lease_id, slot))
+        return True
+
+    def _fail_task(self, state: TaskState, error: OrchError) -> None:
+        self._journal.append(
+            [self._end(state, "failed", "error", error=error)],
+            actor="scheduler",
+            correlation=state.correlation,
+            internal=True,
+        )
+
+    # --- sending to an engine --------------------------------------------------------------------------------
+
+    def _launch(self, task_id: str, number: int, lease_id: str, slot: int, error: OrchError | None) -> None:
+        """The placement is committed: send the task to its engine, unless it ended meanwhile."""
+        if error is not None:
+            return
+        state = self._journal.head.tasks.live.get(task_id)
+        if state is None or state.attempt != number or state.phase != TaskPhase.PLACED:
+            if lease_id in self._journal.head.leases.by_id:
+                self._release(lease_id, "never-sent")
+            return
+        attempt = Attempt(
+            self._journal,
+            self._events,
+            task_id=task_id,
+            number=number,
+            pool_id=state.pool_id,
+            lease_id=lease_id,
+            now_ns=self._clock.monotonic_ns(),
+        )
+        self.attempts[task_id] = attempt
+        engine = self._engines.engine(state.pool_id)
+        if engine is None:
+            attempt.failed(AttemptFailure(kind="unreachable", message="the engine is not there"))
+            return
+        body = self._bodies.cached(state.admitted.owner, state.admitted.body_id)
+        if body is not None and body.prompt is not None and not state.entries:
+            self._generate(attempt, engine, state, slot, body, body.prompt, "")
+        else:
+            self._spawn(self._prepare(attempt, engine, state, slot))
+
+    async def _prepare(self, attempt: Attempt, engine: Engine, state: TaskState, slot: int) -> None:
+        """What takes a moment before an engine can be asked: bodies, templates, the journaled prefix."""
+        try:
+            body = await self._bodies.get(state.admitted.owner, state.admitted.body_id)
+            if body.messages is not None:
+                prompt = await engine.render_chat([msgspec.to_builtins(m) for m in body.messages])
+            else:
+                prompt = body.prompt or ""
+            prefix = await self._texts.text_of(state) if state.entries else ""
+        except CorruptJournalError as error:
+            self._abandon(attempt, state, error)
+            return
+        except (OrchError, OSError, ValueError) as error:
+            attempt.failed(AttemptFailure(kind="unreachable", message=f"the prompt could not be rendered: {error}"))
+            return
+        if attempt.done:
+            return
+        self._generate(attempt, engine, state, slot, body, prompt, prefix)
+
+    def _abandon(self, attempt: Attempt, state: TaskState, error: OrchError) -> None:
+        attempt.done = True
+        self.attempts.pop(state.task_id, None)
+        self._journal.append(
+            [self._end(state, "failed", "error", error=error)],
+            actor="scheduler",
+            correlation=state.correlation,
+            internal=True,
+        )
+        self._release(attempt.lease_id, "never-sent")
+
+    def _generate(
+        self, attempt: Attempt, engine: Engine, state: TaskState, slot: int, body: RequestBody, prompt: str, prefix: str
+    ) -> None:
+        admitted = state.admitted
+        continued = False
+        if state.entries:
+            continued = state.task_id in self._continue
+            if continued:
+                attempt.continue_from(state.entries)
+            else:
+                attempt.repeat(prefix, state.entries)
+        max_tokens = admitted.max_tokens
+        if continued and max_tokens:
+            max_tokens = max(1, max_tokens - state.tokens_out)
+        if body.messages is not None:
+            self._rendered[state.task_id] = (admitted.owner, prompt)
+        job = GenerateJob(
+            task_id=state.task_id,
+            attempt=attempt.number,
+            prompt=prompt,
+            prefix=prefix if continued else "",
+            slot=slot,
+            seed=admitted.seed,
+            sampling={name: json.loads(value) for name, value in admitted.sampling.items()},
+            max_tokens=max_tokens,
+            stop=tuple(body.stop),
+            grammar=body.grammar or "",
+            json_schema=body.json_schema,
+            cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
+        )
+        handle = engine.generate(job, attempt)
+        attempt.handle = handle
+        if attempt.done:
+            handle.cancel()
+
+    async def count_tokens(self, body: RequestBody, pools: list[PoolState]) -> int | None:
+        """Tokens of a request by the tokenizer of a ready engine; ``None`` when there is none to ask."""
+        for pool in pools:
+            engine = self._engines.engine(pool.declared.pool_id) if pool.ready else None
+            if engine is None:
+                continue
+            try:
+                if body.messages is not None:
+                    prompt = await engine.render_chat([msgspec.to_builtins(m) for m in body.messages])
+                else:
+                    prompt = body.prompt or ""
+                return len(await engine.tokenize(prompt, add_special=True, parse_special=True))
+            except (OrchError, OSError, ValueError):
+                continue
+        return None
+
+    # --- what attempts report --------------------------------------------------------------------------------
+
+    def _on_started(self, attempt: Attempt, start: AttemptStart) -> None:
+        state = self._journal.head.tasks.live.get(attempt.task_id)
+        if state is None or state.attempt != attempt.number or state.phase != TaskPhase.PLACED:
+            attempt.stop()
+            return
+        admitted = state.admitted
+        properties = self._engines.properties(attempt.pool_id)
+        pool = self._journal.head.pools.by_id.get(attempt.pool_id)
+        rendered_id = ""
+        rows: list[BodyPiece] = []
+        rendered = self._rendered.pop(attempt.task_id, None)
+        if rendered is not None:
+            rendered_id, rows = pieces(rendered[0], rendered[1].encode())
+        else:
+            rendered_id = admitted.body_id
+        started = TaskStarted(
+            task_id=attempt.task_id,
+            attempt=attempt.number,
+            pool_id=attempt.pool_id,
+            replica_id=pool.observed.replica_id if pool and pool.observed else "r0",
+            engine=pool.declared.engine if pool else "",
+            engine_version=properties.engine_version if properties else "",
+            engine_flags=properties.flags if properties else "",
+            model_digest=properties.model_digest if properties else "",
+            tokenizer_digest=properties.tokenizer_digest if properties else "",
+            template_digest=_digest(properties.chat_template) if properties and properties.chat_template else "",
+            sampler_profile_version=admitted.sampler_profile_version or self._profile(attempt.pool_id),
+            device=properties.device if properties else "",
+            seed=admitted.seed,
+            effective=admitted.sampling,
+            rendered_id=rendered_id,
+            prompt_tokens=start.prompt_tokens,
+            cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
+            neighbours=max(0, self._journal.head.leases.count(attempt.pool_id) - 1),
+            resumed_at=attempt.resumed_at,
+            recovery_used=attempt.recovery_used,
+            queue_time_ms=(self._journal.now_ns() - state.admitted_ns) // 1_000_000,
+            queue_position=admitted.queue_position,
+            predicted_start_ms=admitted.predicted_start_ms,
+        )
+        self._journal.append([started], actor="scheduler", correlation=state.correlation, bodies=rows, internal=True)
+
+    def _profile(self, pool_id: str) -> str:
+        return next((p.sampler_profile_version for p in self._settings.pools if p.id == pool_id), "")
+
+    def _on_ended(self, attempt: Attempt, end: AttemptEnd) -> None:
+        self.attempts.pop(attempt.task_id, None)
+        self._failures.pop(attempt.pool_id, None)
+        state = self._journal.head.tasks.live.get(attempt.task_id)
+        if state is None:
+            return
+        ended = self._end(state, "completed", end.finish_reason, end=end, recovery_used=attempt.recovery_used)
+        self._continue.discard(state.task_id)
+        released = LeaseReleased(
+            lease_id=attempt.lease_id, pool_id=attempt.pool_id, task_id=state.task_id, cause="slot-free"
+        )
+        self._append_and_pump([ended, released], state)
+
+    def _on_failed(self, attempt: Attempt, failure: AttemptFailure) -> None:
+        self.attempts.pop(attempt.task_id, None)
+        self._rendered.pop(attempt.task_id, None)
+        state = self._journal.head.tasks.live.get(attempt.task_id)
+        if state is None:
+            return
+        released = LeaseReleased(
+            lease_id=attempt.lease_id,
+            pool_id=attempt.pool_id,
+            task_id=state.task_id,
+            cause="slot-free" if attempt.begun else "never-sent",
+        )
+        pool_id = attempt.pool_id
+        if not failure.retriable:
+            error = _refusal(failure, pool_id)
+            self._append_and_pump([self._end(state, "failed", "error", error=error), released], state)
+            return
+        fails = self._failures[pool_id] = self._failures.get(pool_id, 0) + 1
+        pause = min(_SUSPECT_NS << min(fails - 1, 10), _SUSPECT_MAX_NS)
+        self._placement.suspects[pool_id] = self._journal.now_ns() + pause
+        asyncio.get_running_loop().call_later(pause / 1e9 + 0.001, self.pump_all)
+        interrupted = state.entries and state.admitted.recovery == "none"
+        if state.failures + 1 >= self._settings.admission.max_attempts or interrupted:
+            code = "INTERRUPTED" if interrupted else "WORKER_RESET"
+            message = f"{failure.kind}: {failure.message} (attempt {state.failures + 1} of {self._settings.admission.max_attempts})"
+            ended = self._end(state, "failed", "error", code=code, message=message, retriable=True)
+            self._append_and_pump([ended, released], state)
+            return
+        again = TaskAttemptFailed(
+            task_id=state.task_id,
+            attempt=attempt.number,
+            pool_id=pool_id,
+            code=failure.kind,
+            message=failure.message[:500],
+        )
+        self._append_and_pump([again, released], state)
+
+    def _on_diverged(self, attempt: Attempt) -> None:
+        """A regeneration said something else than the journal holds (RCV-1)."""
+        self.attempts.pop(attempt.task_id, None)
+        state = self._journal.head.tasks.live.get(attempt.task_id)
+        if state is None:
+            return
+        if state.admitted.recovery == "strict":
+            message = "the task could not be regenerated with the same text"
+            events: list[object] = [
+                self._end(state, "failed", "error", code="INTERRUPTED", message=message, retriable=True)
+            ]
+        else:
+            self._continue.add(state.task_id)
+            events = [
+                TaskAttemptFailed(
+                    task_id=state.task_id,
+                    attempt=attempt.number,
+                    pool_id=attempt.pool_id,
+                    code="diverged",
+                    message="the regenerated text differs from the journal: the next attempt continues from it",
+                )
+            ]
+        self._journal.append(events, actor="scheduler", correlation=state.correlation, internal=True)
+        self.free_slot(attempt)
+
+    # --- ends and slots --------------------------------------------------------------------------------------
+
+    def _end(
+        self,
+        state: TaskState,
+        outcome: str,
+        finish_reason: str,
+        *,
+        end: AttemptEnd | None = None,
+        error: OrchError | None = None,
+        code: str = "",
+        message: str = "",
+        retriable: bool = False,
+        recovery_used: str = "",
+    ) -> TaskEnded:
+        """The terminal of a task, with all totals."""
+        now = self._journal.now_ns()
+        started = state.started
+        decode_ms = end.decode_us // 1000 if end is not None else 0
+        if not decode_ms and state.first_entry_ns:
+            decode_ms = max(0, state.entry_ns - state.first_entry_ns) // 1_000_000
+        return TaskEnded(
+            task_id=state.task_id,
+            outcome=outcome,
+            finish_reason=finish_reason,
+            entries=state.entries,
+            tokens_out=state.tokens_out,
+            prompt_tokens=(end.prompt_tokens if end is not None else 0) or (started.prompt_tokens if started else 0),
+            cached_tokens=end.cached_tokens if end is not None else 0,
+            queue_ms=((state.placed_ns or now) - state.admitted_ns) // 1_000_000,
+            prefill_ms=end.prefill_us // 1000 if end is not None else 0,
+            decode_ms=decode_ms,
+            attempts=state.attempt,
+            code=error.code if error is not None else code,
+            message=(error.message if error is not None else message)[:1000],
+            retriable=error.retriable if error is not None else retriable,
+            recovery_used=recovery_used,
+        )
+
+    def end_task(self, state: TaskState, before: list[object], *, actor: str, correlation: str, **how: Any) -> int:
+        """End a task that is queued, placed or running: the end is appended first, then the engine is told to stop."""
+        seq = self._journal.append([*before, self._end(state, **how)], actor=actor, correlation=correlation)
+        self._continue.discard(state.task_id)
+        self._rendered.pop(state.task_id, None)
+        attempt = self.attempts.pop(state.task_id, None)
+        if attempt is not None:
+            attempt.stop()
+            self.free_slot(attempt)
+        return seq
+
+    def free_slot(self, attempt: Attempt) -> None:
+        """Release an attempt's lease once its slot is seen free."""
+        if attempt.handle is None:
+            self._release(attempt.lease_id, "never-sent")
+        else:
+            self._spawn(self._await_slot(attempt))
+
+    async def _await_slot(self, attempt: Attempt) -> None:
+        assert attempt.handle is not None
+        epoch = self._journal.epoch
+        try:
+            cause = await attempt.handle.slot_free()
+        except (OrchError, OSError) as error:
+            del error
+            cause = "engine-gone"
+        if epoch == self._journal.epoch:
+            self._release(attempt.lease_id, cause)
+
+    def _release(self, lease_id: str, cause: str) -> None:
+        lease = self._journal.head.leases.by_id.get(lease_id)
+        if lease is None:
+            return
+        released = LeaseReleased(lease_id=lease_id, pool_id=lease.pool_id, task_id=lease.task_id, cause=cause)
+        try:
+            self._journal.append([released], actor="scheduler", correlation="", internal=True)
+        except JournalUnavailableError:
+            return
+        self._pump_pool(lease.pool_id)
+
+    def _append_and_pump(self, events: list[object], state: TaskState) -> None:
+        self._journal.append(events, actor="scheduler", correlation=state.correlation, internal=True)
+        self.pump(state.admitted.group)
+
+    def _pump_pool(self, pool_id: str) -> None:
+        pool = self._journal.head.pools.by_id.get(pool_id)
+        if pool is not None:
+            self.pump(pool.declared.model_ref)
+
+    # --- the journal's states --------------------------------------------------------------------------------
+
+    def _on_rebuilt(self) -> None:
+        """Head was rebuilt from disk: what runs is void (recovery takes it up again)."""
+        attempts, self.attempts = self.attempts, {}
+        for attempt in attempts.values():
+            attempt.stop()
+        self._rendered.clear()
+
+    def _on_status(self) -> None:
+        if self._journal.status == "ok":
+            for attempt in self.attempts.values():
+                if attempt.handle is not None:
+                    attempt.handle.resume()
+            asyncio.get_running_loop().call_soon(self.pump_all)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stop all attempts; their tasks stay in the journal and go on at the next start."""
+        for attempt in self.attempts.values():
+            attempt.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _digest(text: str) -> str:
+    return content_id(text.encode())
+
+
+def _refusal(failure: AttemptFailure, pool_id: str) -> OrchError:
+    """The error behind a failure that another attempt cannot mend."""
+    if failure.kind == "context":
+        return ContextExceededError(failure.message, pool_id=pool_id)
+    if failure.kind == "invalid":
+        return InvalidParamsError(failure.message, pool_id=pool_id)
+    return WorkerResetError(f"{failure.kind}: {failure.message}", pool_id=pool_id)

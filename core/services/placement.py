@@ -1,0 +1,112 @@
+"""Placement: a snapshot for the policy out of head, and the policy's answer as a decision."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..events.task import DecisionRecord, FilterRecord, PlacementRecord
+from ..ports import PlacementPolicy, PlacementSnapshot
+from ..projections.head import Head
+from ..projections.pools import PoolState
+from ..projections.tasks import TaskState
+from ..types import PlacementRequest, PoolView, TaskView
+
+
+def placement_record(request: PlacementRequest | None) -> PlacementRecord | None:
+    """A caller's overrides as they are journaled."""
+    if request is None:
+        return None
+    return PlacementRecord(
+        mode=request.mode,
+        pin_pool_id=request.pin_pool_id or "",
+        prefer_pools=request.prefer_pools,
+        avoid_pools=request.avoid_pools,
+        require_device_mask=request.require_device_mask or "",
+        allow_fallback=request.allow_fallback,
+    )
+
+
+def pool_view(pool: PoolState, leases: int, *, suspect: bool = False) -> PoolView:
+    """A pool as a decision sees it."""
+    observed = pool.observed
+    return PoolView(
+        pool_id=pool.declared.pool_id,
+        engine=pool.declared.engine,
+        model_ref=pool.declared.model_ref,
+        ready=pool.ready and not suspect,
+        draining=pool.draining,
+        slots=pool.slots,
+        leases=leases,
+        ctx=observed.ctx if observed else 0,
+        engine_version=observed.engine_version if observed else "",
+        model_digest=observed.model_digest if observed else "",
+        device_mask=pool.declared.device_mask,
+        replica_id=observed.replica_id if observed else "r0",
+        decode_mtok_s=pool.decode_mtok_s,
+        tokens_outstanding=leases * (pool.output_mtok // 1000),
+        cause=pool.cause or ("suspect" if suspect else ""),
+    )
+
+
+def task_view(state: TaskState, session_pool_id: str) -> TaskView:
+    """A task as a decision sees it."""
+    admitted = state.admitted
+    overrides = admitted.placement
+    return TaskView(
+        task_id=admitted.task_id,
+        model_ref=admitted.group,
+        engine=admitted.engine,
+        ctx_needed=max(admitted.ctx, admitted.prompt_tokens if admitted.prompt_tokens_exact else 0),
+        max_tokens=admitted.max_tokens,
+        priority=admitted.priority,
+        session_pool_id=session_pool_id,
+        placement=PlacementRequest()
+        if overrides is None
+        else PlacementRequest(
+            mode=overrides.mode,  # type: ignore[arg-type]
+            pin_pool_id=overrides.pin_pool_id or None,
+            prefer_pools=overrides.prefer_pools,
+            avoid_pools=overrides.avoid_pools,
+            require_device_mask=overrides.require_device_mask or None,
+            allow_fallback=overrides.allow_fallback,
+        ),
+    )
+
+
+class Placement:
+    """Asks the configured policy; what it cannot know (suspect pools, strict runs) is filtered before."""
+
+    def __init__(self, policy: PlacementPolicy) -> None:
+        self.policy = policy
+        #: pools of which an attempt just broke off, until when (ns); they are passed over meanwhile
+        self.suspects: dict[str, int] = {}
+
+    def snapshot(self, head: Head, group: str, now_ns: int) -> PlacementSnapshot:
+        """All that a decision about this group may read."""
+        return PlacementSnapshot(
+            now_ns=now_ns,
+            pools=tuple(
+                pool_view(
+                    pool,
+                    head.leases.count(pool.declared.pool_id),
+                    suspect=self.suspects.get(pool.declared.pool_id, 0) > now_ns,
+                )
+                for pool in head.pools.serving(group)
+            ),
+        )
+
+    def decide(self, head: Head, state: TaskState, now_ns: int) -> DecisionRecord | None:
+        """The decision for one task; ``None``: it waits."""
+        snapshot = self.snapshot(head, state.admitted.group, now_ns)
+        filters: list[FilterRecord] = []
+        if state.admitted.determinism == "strict":
+            shared = {p.pool_id: "its batch is shared" for p in snapshot.pools if p.slots != 1}
+            filters.append(FilterRecord(name="determinism", excluded=shared))
+            snapshot = PlacementSnapshot(
+                now_ns=snapshot.now_ns, pools=tuple(p for p in snapshot.pools if p.pool_id not in shared)
+            )
+        session = head.sessions.by_id.get(state.admitted.session_id) if state.admitted.session_id else None
+        decision = self.policy.decide(snapshot, task_view(state, session.pool_id if session else ""))
+        if decision is not None and filters:
+            decision = msgspec.structs.replace(decision, filters_applied=[*filters, *decision.filters_applied])
+        return decision

@@ -1,0 +1,139 @@
+"""Pools: configuration and observations become events; views of them for routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import JournalUnavailableError, NotFoundError
+from ..events.pool import PoolDeclared, PoolReady, PoolRetired, PoolUnready
+from ..journal.journal import Journal
+from ..ports import EngineProperties
+from ..projections.pools import PoolState
+from ..settings import PoolSettings, Settings
+from ..types import PoolView
+from .dispatch import Dispatcher
+from .placement import pool_view
+
+
+def declaration(pool: PoolSettings, aliases: list[str]) -> PoolDeclared:
+    """What configuration says of a pool, as an event."""
+    return PoolDeclared(
+        pool_id=pool.id,
+        engine=pool.engine,
+        model_ref=pool.model,
+        aliases=sorted({*pool.aliases, *aliases}),
+        device_mask=pool.devices,
+        slots=pool.slots,
+        ctx=pool.ctx,
+        queue_capacity=pool.queue.capacity,
+        full_policy=pool.queue.full_policy,
+        wall_ms=pool.timeouts.wall_ms,
+        idle_ms=pool.timeouts.idle_ms,
+        provisioning=pool.provisioning.mode,
+    )
+
+
+class PoolService:
+    """Hears of the pools' engines and answers for them."""
+
+    def __init__(self, journal: Journal, dispatcher: Dispatcher) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._settings: Settings | None = None
+        #: last observation of each pool, told again when head was rebuilt without it
+        self._last: dict[str, PoolReady | PoolUnready] = {}
+        journal.on_rebuilt(self._again)
+
+    def declare(self, settings: Settings) -> None:
+        """Bring the journal's pools in line with configuration; all of them begin unready."""
+        self._settings = settings
+        known = self._journal.head.pools.by_id
+        wanted = {p.id: declaration(p, [a for a, m in settings.models.items() if m == p.model]) for p in settings.pools}
+        events: list[object] = [PoolRetired(pool_id=name) for name in sorted(known) if name not in wanted]
+        for name, declared in sorted(wanted.items()):
+            if name not in known or known[name].declared != declared:
+                events.append(declared)
+            events.append(PoolUnready(pool_id=name, cause="starting"))
+        self._journal.append(events, actor="config", correlation="")
+
+    def ready(
+        self, pool_id: str, properties: EngineProperties, *, generation: int, load_ms: int, decode_mtok_s: int
+    ) -> None:
+        """The pool's engine loaded, is healthy and decoded a token."""
+        self._observe(
+            PoolReady(
+                pool_id=pool_id,
+                replica_id="r0",
+                generation=generation,
+                engine_version=properties.engine_version,
+                model_digest=properties.model_digest,
+                slots=properties.slots,
+                ctx=properties.ctx,
+                flags=properties.flags,
+                load_ms=load_ms,
+                decode_mtok_s=decode_mtok_s,
+            )
+        )
+        pool = self._journal.head.pools.by_id.get(pool_id)
+        if pool is not None:
+            self._dispatcher.pump(pool.declared.model_ref)
+
+    def unready(self, pool_id: str, *, cause: str, detail: str, advice: str, retry_ms: int) -> None:
+        """The pool's engine cannot take tasks."""
+        event = PoolUnready(pool_id=pool_id, cause=cause, detail=detail[:500], advice=advice, retry_ms=retry_ms)
+        last = self._last.get(pool_id)
+        if isinstance(last, PoolUnready) and (last.cause, last.detail) == (event.cause, event.detail):
+            return
+        self._observe(event)
+
+    def _observe(self, event: PoolReady | PoolUnready) -> None:
+        self._last[event.pool_id] = event
+        try:
+            self._journal.append([event], actor="pools", correlation="", internal=True)
+        except JournalUnavailableError:
+            return  # told again once the journal is back
+
+    def _again(self) -> None:
+        for event in self._last.values():
+            self._observe(event)
+        self._dispatcher.pump_all()
+
+    # --- views -----------------------------------------------------------------------------------------------
+
+    def views(self) -> list[PoolView]:
+        """All pools, by id."""
+        head = self._journal.head
+        return [pool_view(p, head.leases.count(name)) for name, p in sorted(head.pools.by_id.items())]
+
+    def state(self, pool_id: str) -> PoolState:
+        """One pool. :raises NotFoundError: there is none of this name."""
+        pool = self._journal.head.pools.by_id.get(pool_id)
+        if pool is None:
+            msg = f"there is no pool {pool_id!r}"
+            raise NotFoundError(msg, field="pool_id", got=pool_id, remedy="GET /v1/pools lists the pools.")
+        return pool
+
+    def health(self, pool_id: str) -> dict[str, Any]:
+        """Liveness, readiness, leases and the last error with its advice (POOL-2)."""
+        pool = self.state(pool_id)
+        leases = self._journal.head.leases.count(pool_id)
+        return {
+            "pool_id": pool_id,
+            "live": pool.ready or pool.cause in ("starting", "loading"),
+            "ready": pool.ready,
+            "draining": pool.draining,
+            "engine": pool.declared.engine,
+            "engine_version": pool.observed.engine_version if pool.observed else "",
+            "model_ref": pool.declared.model_ref,
+            "model_digest": pool.observed.model_digest if pool.observed else "",
+            "slots": pool.slots,
+            "slots_free": max(0, pool.slots - leases) if pool.ready else 0,
+            "active_leases": leases,
+            "ctx": pool.observed.ctx if pool.observed else 0,
+            "restarts": pool.restarts,
+            "decode_mtok_s": pool.decode_mtok_s,
+            "since_ms": pool.since_ns // 1_000_000,
+            "last_error": None
+            if pool.ready or pool.cause == "starting"
+            else {"cause": pool.cause, "detail": pool.detail, "advice": pool.advice},
+        }

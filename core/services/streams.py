@@ -1,0 +1,268 @@
+"""Streams: cursors over the journal (STR-1 to STR-3).
+
+A reader holds nothing but the ordinal that comes next. What is committed it takes from the live stream in
+memory, or, when it is too far behind, from frames or the transcript; so late readers, slow readers, resume
+and many readers are one mechanism.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from ..errors import CorruptJournalError, InvalidParamsError, NotFoundError, ResumeLostError
+from ..events.task import TaskEnded, TaskStarted
+from ..journal.history import fact_at
+from ..journal.journal import Journal
+from ..journal.live import LiveStream, Segment
+from ..ports import IndexRow
+from ..projections.tasks import TaskState
+from .texts import TaskTexts
+
+
+class Started(msgspec.Struct, frozen=True, gc=False):
+    """The first frame of a stream, ordinal 0."""
+
+    epoch: int
+    payload: TaskStarted
+    ordinal: int = 0
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """The one last frame of a stream."""
+
+    epoch: int
+    ordinal: int
+    payload: TaskEnded
+
+
+class Heartbeat(msgspec.Struct, frozen=True, gc=False):
+    """Nothing happened for a while."""
+
+
+class Queued(msgspec.Struct, frozen=True, gc=False):
+    """The task still waits."""
+
+    position: int
+    predicted_start_ms: int
+
+
+StreamItem = Started | Segment | Ended | Heartbeat | Queued
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """Where a reader goes on: the next ordinal, and the epoch of the one before (0 = from the start)."""
+
+    next_ordinal: int = 0
+    epoch: int = 0
+
+
+def parse_cursor(after: str | None) -> Cursor:
+    """The cursor behind a frame's id. :raises InvalidParamsError: it is no id of ours."""
+    if after is None or after == "":
+        return Cursor()
+    epoch, dot, ordinal = after.partition(".")
+    if (
+        not dot
+        or not epoch.isascii()
+        or not ordinal.isascii()
+        or not epoch.isdigit()
+        or not ordinal.isdigit()
+        or len(after) > 40
+    ):
+        msg = f"{after!r} is no frame id"
+        raise InvalidParamsError(
+            msg,
+            field="Last-Event-ID",
+            got=after,
+            remedy="Send an id as the stream gave it, <epoch>.<ordinal>, or none.",
+        )
+    return Cursor(int(ordinal) + 1, int(epoch))
+
+
+def check_cursor(
+    cursor: Cursor, started_epoch: int, epochs: list[tuple[int, int]], entries: int, ended: tuple[int, int] | None
+) -> None:
+    """Whether the frame before the cursor is held, under the epoch that the reader saw it (JRN-4).
+
+    :param epochs: ``(epoch, first ordinal)`` stretches of the entries.
+    :param ended: epoch and ordinal of the terminal frame.
+    :raises ResumeLostError: it is not; a power loss took what the reader had seen.
+    """
+    if not cursor.next_ordinal:
+        return
+    seen = cursor.next_ordinal - 1
+    held = entries if ended is None else ended[1]
+    expected = 0
+    if seen == 0:
+        expected = started_epoch
+    elif seen <= entries:
+        expected = next((epoch for epoch, first in reversed(epochs) if first <= seen), 0)
+    elif ended is not None and seen == ended[1]:
+        expected = ended[0]
+    if expected != cursor.epoch or seen > held:
+        if ended is not None:
+            last = f"{ended[0]}.{ended[1]}"
+        elif entries and epochs:
+            last = f"{epochs[-1][0]}.{entries}"
+        else:
+            last = f"{started_epoch}.0" if started_epoch else ""
+        msg = f"the journal does not hold frame {cursor.epoch}.{seen}; the last one it holds is {last or 'none'}"
+        raise ResumeLostError(msg, field="Last-Event-ID", got=f"{cursor.epoch}.{seen}", last_id_held=last)
+
+
+class Streams:
+    """Opens streams of tasks."""
+
+    def __init__(self, journal: Journal, texts: TaskTexts) -> None:
+        self._journal = journal
+        self._texts = texts
+
+    async def open(
+        self,
+        task_id: str,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        heartbeat_ms: int = 15_000,
+        progress: bool = False,
+    ) -> AsyncIterator[list[StreamItem]]:
+        """A task's stream after the frame with id ``after``; each list is what became ready together.
+
+        :raises NotFoundError: there is no such task (of this owner).
+        :raises ResumeLostError: the journal does not hold what the reader saw.
+        """
+        cursor = parse_cursor(after)
+        state = self._journal.head.tasks.get(task_id)
+        if state is not None:
+            if owner is not None and state.admitted.owner != owner:
+                raise not_found(task_id)
+            ended = state.ended
+            # An acceptance that could still be lost is not streamed.
+            await self._journal.committed(state.task_no + 1)
+            check_cursor(
+                cursor,
+                state.started_epoch,
+                state.epochs,
+                state.entries,
+                None if ended is None else (state.ended_epoch, ended.entries + 1),
+            )
+            stream = self._journal.stream_of(task_id)
+            if stream is not None:
+                return self._live(state, stream, cursor.next_ordinal, heartbeat_ms, progress)
+        row = await asyncio.to_thread(self._journal.store.index_row, task_id)
+        if row is None or (owner is not None and row.owner != owner):
+            raise not_found(task_id)
+        return await self._ended(row, cursor)
+
+    async def _ended(self, row: IndexRow, cursor: Cursor) -> AsyncIterator[list[StreamItem]]:
+        store = self._journal.store
+        started = await asyncio.to_thread(fact_at, store, row.started_frame, TaskStarted, row.task_id)
+        ended = await asyncio.to_thread(fact_at, store, row.ended_frame, TaskEnded, row.task_id)
+        if ended is None:
+            msg = f"the end of task {row.task_id} is not in frame {row.ended_frame}"
+            raise CorruptJournalError(msg)
+        transcript = await self._texts.transcript(row)
+        epochs = transcript.epochs if transcript is not None else []
+        payload: TaskEnded = ended.payload
+        check_cursor(
+            cursor, started.epoch if started else 0, epochs, payload.entries, (ended.epoch, payload.entries + 1)
+        )
+        segments = await self._texts.ended_segments(row) if transcript is not None else []
+
+        async def items() -> AsyncIterator[list[StreamItem]]:
+            if started is not None and cursor.next_ordinal == 0:
+                yield [Started(started.epoch, started.payload)]
+            for segment in segments:
+                if segment.end_ordinal > cursor.next_ordinal:
+                    yield [_from(segment, cursor.next_ordinal)]
+            if cursor.next_ordinal <= payload.entries + 1:
+                yield [Ended(ended.epoch, payload.entries + 1, payload)]
+
+        return items()
+
+    async def _live(
+        self, state: TaskState, stream: LiveStream, ordinal: int, heartbeat_ms: int, progress: bool
+    ) -> AsyncIterator[list[StreamItem]]:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] | None = None
+        task_id = state.task_id
+        position = -1
+
+        def wake() -> None:
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+        stream.listeners.add(wake)
+        try:
+            while True:
+                items: list[StreamItem] = []
+                if ordinal == 0 and state.started is not None and state.started_frame <= self._journal.committed_frame:
+                    items.append(Started(state.started_epoch, state.started))
+                    ordinal = 1
+                if ordinal >= 1:
+                    segments = stream.from_ordinal(ordinal)
+                    if segments is None:
+                        segments = await self._behind(state, ordinal)
+                    for segment in segments:
+                        items.append(_from(segment, ordinal))
+                        ordinal = segment.end_ordinal
+                if (
+                    stream.terminal
+                    and state.ended is not None
+                    and ordinal > (state.ended.entries if state.started else -1)
+                ):
+                    if ordinal <= state.ended.entries + 1:
+                        items.append(Ended(state.ended_epoch, state.ended.entries + 1, state.ended))
+                    if items:
+                        yield items
+                    return
+                if items:
+                    yield items
+                    continue
+                if stream.broken is not None:
+                    raise stream.broken
+                if progress and state.started is None:
+                    now_at = self._journal.head.queue.position(task_id)
+                    if now_at >= 0 and now_at != position:
+                        position = now_at
+                        yield [Queued(position, state.admitted.predicted_start_ms)]
+                        continue
+                waiter = loop.create_future()
+                handle = loop.call_later(heartbeat_ms / 1000, wake)
+                try:
+                    before = loop.time()
+                    await waiter
+                finally:
+                    handle.cancel()
+                    waiter = None
+                if loop.time() - before >= heartbeat_ms / 1000:
+                    yield [Heartbeat()]
+        finally:
+            stream.listeners.discard(wake)
+
+    async def _behind(self, state: TaskState, ordinal: int) -> list[Segment]:
+        try:
+            return await self._texts.segments(state, ordinal)
+        except CorruptJournalError:
+            # Compacted while we were reading: the transcript has it all.
+            row = await asyncio.to_thread(self._journal.store.index_row, state.task_id)
+            if row is None:
+                raise
+            return [s for s in await self._texts.ended_segments(row) if s.end_ordinal > ordinal]
+
+
+def _from(segment: Segment, ordinal: int) -> Segment:
+    """The segment's part from an ordinal on; the whole, with its renderings, when it begins there."""
+    skip = ordinal - segment.first_ordinal
+    if skip <= 0:
+        return segment
+    skipped = segment.batch.slice(0, skip)
+    return Segment(ordinal, segment.first_token + skipped.token_count, segment.epoch, segment.batch.slice(skip), {})
+
+
+def not_found(task_id: str) -> NotFoundError:
+    """The error for a task that does not exist, or not for this caller."""
+    return NotFoundError(f"there is no task {task_id}", field="task_id", got=task_id)

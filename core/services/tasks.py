@@ -1,0 +1,322 @@
+"""Questions about tasks: state, result, decision, queue."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from ..events.task import TaskAdmitted, TaskEnded, TaskPlaced, TaskStarted
+from ..journal.history import fact_at, facts_of
+from ..journal.journal import Journal
+from ..journal.live import LiveStream
+from ..ports import IndexFilter, IndexRow
+from ..projections.tasks import TaskState
+from .caller import Caller
+from .estimates import estimate_start
+from .streams import not_found
+from .texts import TaskTexts, plain_text
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that a task took."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class TaskProblem(msgspec.Struct, frozen=True):
+    """Why a task failed."""
+
+    code: str
+    message: str
+    retriable: bool
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One task as routes show it."""
+
+    task_id: str
+    state: str
+    model_ref: str
+    owner: str
+    priority: str
+    workload: str = "completion"
+    session_id: str = ""
+    created_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    queue_position: int = -1
+    predicted_start_ms: int = 0
+    pool_id: str = ""
+    engine: str = ""
+    engine_version: str = ""
+    seed: int = 0
+    attempts: int = 0
+    finish_reason: str = ""
+    recovery_used: str = ""
+    usage: Usage = Usage()
+    error: TaskProblem | None = None
+    text: str | None = None
+
+
+def _usage(ended: TaskEnded | None, started: TaskStarted | None, tokens_out: int) -> Usage:
+    prompt = ended.prompt_tokens if ended is not None else (started.prompt_tokens if started else 0)
+    return Usage(prompt, ended.cached_tokens if ended else 0, tokens_out, prompt + tokens_out)
+
+
+def _problem(ended: TaskEnded | None) -> TaskProblem | None:
+    return TaskProblem(ended.code, ended.message, ended.retriable) if ended is not None and ended.code else None
+
+
+class TaskQueries:
+    """Answers from head while a task is in memory, else from its frames."""
+
+    def __init__(self, journal: Journal, texts: TaskTexts) -> None:
+        self._journal = journal
+        self._texts = texts
+
+    # --- one task --------------------------------------------------------------------------------------------
+
+    async def get(self, task_id: str, caller: Caller, *, text: bool = True) -> TaskInfo:
+        """A task. :raises NotFoundError: there is none, or it is somebody else's."""
+        state = self._journal.head.tasks.get(task_id)
+        if state is not None:
+            if state.admitted.owner != caller.owner:
+                raise not_found(task_id)
+            joined = None
+            if text and state.ended is not None:
+                joined = plain_text(await self._texts.batches(state))
+            return self._info(state, joined)
+        row = await self._row(task_id, caller)
+        return await self._ended_info(row, text=text)
+
+    @staticmethod
+    def _terminal(stream: LiveStream) -> bool:
+        return stream.terminal
+
+    async def _row(self, task_id: str, caller: Caller) -> IndexRow:
+        row = await asyncio.to_thread(self._journal.store.index_row, task_id)
+        if row is None or row.owner != caller.owner:
+            raise not_found(task_id)
+        return row
+
+    async def wait(self, task_id: str, caller: Caller, timeout_ms: int) -> TaskInfo:
+        """The task once its end is durable, or as it is after ``timeout_ms``."""
+        state = self._journal.head.tasks.get(task_id)
+        if state is not None and state.admitted.owner == caller.owner:
+            stream = self._journal.stream_of(task_id)
+            if stream is not None and not stream.terminal:
+                loop = asyncio.get_running_loop()
+                done: asyncio.Future[None] = loop.create_future()
+
+                def wake() -> None:
+                    if not done.done() and (stream.terminal or stream.broken is not None):
+                        done.set_result(None)
+
+                stream.listeners.add(wake)
+                try:
+                    async with asyncio.timeout(timeout_ms / 1000):
+                        await done
+                except TimeoutError:
+                    pass
+                finally:
+                    stream.listeners.discard(wake)
+                if stream.broken is not None:
+                    raise stream.broken
+                if self._terminal(stream):
+                    batches = (
+                        [s.batch for s in stream.segments] if stream.base == 1 else await self._texts.batches(state)
+                    )
+                    return self._info(state, plain_text(batches))
+        return await self.get(task_id, caller)
+
+    def _info(self, state: TaskState, text: str | None) -> TaskInfo:
+        admitted, started, ended = state.admitted, state.started, state.ended
+        pool = self._journal.head.pools.by_id.get(state.pool_id or (started.pool_id if started else ""))
+        return TaskInfo(
+            task_id=state.task_id,
+            state=ended.outcome if ended is not None else state.phase,
+            model_ref=admitted.model_ref,
+            owner=admitted.owner,
+            priority=admitted.priority,
+            workload=admitted.workload,
+            session_id=admitted.session_id,
+            created_ms=state.admitted_ns // 1_000_000,
+            started_ms=state.started_ns // 1_000_000,
+            ended_ms=state.ended_ns // 1_000_000,
+            queue_position=self._journal.head.queue.position(state.task_id) if ended is None else -1,
+            predicted_start_ms=admitted.predicted_start_ms,
+            pool_id=state.pool_id or (started.pool_id if started else ""),
+            engine=pool.declared.engine if pool else "",
+            engine_version=started.engine_version if started else "",
+            seed=admitted.seed,
+            attempts=state.attempt,
+            finish_reason=ended.finish_reason if ended else "",
+            recovery_used=ended.recovery_used if ended else "",
+            usage=_usage(ended, started, state.tokens_out),
+            error=_problem(ended),
+            text=text,
+        )
+
+    async def _ended_info(self, row: IndexRow, *, text: bool) -> TaskInfo:
+        store = self._journal.store
+        admitted = await asyncio.to_thread(fact_at, store, row.admitted_frame, TaskAdmitted, row.task_id)
+        started = await asyncio.to_thread(fact_at, store, row.started_frame, TaskStarted, row.task_id)
+        ended = await asyncio.to_thread(fact_at, store, row.ended_frame, TaskEnded, row.task_id)
+        end: TaskEnded | None = ended.payload if ended else None
+        begun: TaskStarted | None = started.payload if started else None
+        asked: TaskAdmitted | None = admitted.payload if admitted else None
+        return TaskInfo(
+            task_id=row.task_id,
+            state=row.state,
+            model_ref=row.model_ref,
+            owner=row.owner,
+            priority=asked.priority if asked else "",
+            workload=asked.workload if asked else "",
+            session_id=row.session_id,
+            created_ms=row.admitted_ns // 1_000_000,
+            started_ms=started.time_ns // 1_000_000 if started else 0,
+            ended_ms=row.ended_ns // 1_000_000,
+            predicted_start_ms=asked.predicted_start_ms if asked else 0,
+            pool_id=begun.pool_id if begun else "",
+            engine=begun.engine if begun else "",
+            engine_version=begun.engine_version if begun else "",
+            seed=asked.seed if asked else 0,
+            attempts=end.attempts if end else 0,
+            finish_reason=end.finish_reason if end else "",
+            recovery_used=end.recovery_used if end else "",
+            usage=_usage(end, begun, end.tokens_out if end else 0),
+            error=_problem(end),
+            text=await self._texts.ended_text(row) if text else None,
+        )
+
+    async def decision(self, task_id: str, caller: Caller) -> dict[str, Any]:
+        """Why the task was placed where it was, for each attempt (PLC-2)."""
+        info = await self.get(task_id, caller, text=False)
+        state = self._journal.head.tasks.get(task_id)
+        if state is not None:
+            await self._journal.committed(self._journal.head.next_seq)
+            first, last = state.admitted_frame, state.ended_frame or self._journal.committed_frame
+        else:
+            row = await self._row(task_id, caller)
+            first, last = row.admitted_frame, row.ended_frame
+
+        def placements() -> list[dict[str, Any]]:
+            out = []
+            for frame in self._journal.store.frames(first, last):
+                if b'"task.placed"' not in frame.facts:
+                    continue
+                for record in facts_of(frame):
+                    if isinstance(record.payload, TaskPlaced) and record.payload.task_id == task_id:
+                        out.append(
+                            {
+                                "attempt": record.payload.attempt,
+                                "time_ms": record.time_ns // 1_000_000,
+                                **msgspec.to_builtins(record.payload.decision),
+                            }
+                        )
+            return out
+
+        decisions = await asyncio.to_thread(placements)
+        return {"task_id": task_id, "state": info.state, "decisions": decisions, "waiting_for": self._waiting_for(info)}
+
+    def _waiting_for(self, info: TaskInfo) -> dict[str, str]:
+        """Why a queued task waits, per pool of its group."""
+        if info.state != "queued":
+            return {}
+        head = self._journal.head
+        state = head.tasks.live.get(info.task_id)
+        out: dict[str, str] = {}
+        for pool in head.pools.serving(state.admitted.group) if state is not None else ():
+            name = pool.declared.pool_id
+            if not pool.ready:
+                out[name] = f"not ready: {pool.cause} {pool.detail}".strip()
+            elif head.leases.count(name) >= pool.slots:
+                out[name] = f"all {pool.slots} slots are taken"
+            else:
+                out[name] = "excluded by the task's placement or determinism settings"
+        return out
+
+    # --- many tasks ------------------------------------------------------------------------------------------
+
+    async def page(
+        self,
+        caller: Caller,
+        *,
+        state: str = "",
+        model_ref: str = "",
+        session_id: str = "",
+        before: str = "",
+        limit: int = 100,
+    ) -> tuple[list[TaskInfo], str]:
+        """Tasks, newest first, and the cursor of the next page ("" at the end)."""
+        head = self._journal.head
+        before_no = int(before) if before else 0
+        found: list[tuple[int, TaskInfo]] = []
+        for task_no in sorted(head.tasks.by_no, reverse=True):
+            one = head.tasks.by_no[task_no]
+            if before_no and task_no >= before_no:
+                continue
+            if one.admitted.owner != caller.owner or (model_ref and one.admitted.model_ref != model_ref):
+                continue
+            if session_id and one.admitted.session_id != session_id:
+                continue
+            info = self._info(one, None)
+            if not state or info.state == state:
+                found.append((task_no, info))
+            if len(found) >= limit:
+                break
+        rows: list[IndexRow] = []
+        if state not in ("queued", "placed", "running"):
+            wanted = IndexFilter(
+                owner=caller.owner,
+                state=state,
+                model_ref=model_ref,
+                session_id=session_id,
+                before_no=before_no,
+                limit=limit,
+            )
+            rows = await asyncio.to_thread(self._journal.store.index_page, wanted)
+        known = {no for no, _ in found}
+        for row in rows:
+            if row.task_no not in known:
+                found.append((row.task_no, await self._ended_info(row, text=False)))
+        found.sort(key=lambda pair: -pair[0])
+        page = found[:limit]
+        return [info for _, info in page], str(page[-1][0]) if len(found) > limit or len(page) == limit else ""
+
+    def queue(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """The queues of all groups: depth per priority, and the first tasks with position and estimate."""
+        head = self._journal.head
+        now = self._journal.now_ns()
+        out = []
+        for group, queue in sorted(head.queue.groups.items()):
+            pools = head.pools.serving(group)
+            leases = {p.declared.pool_id: head.leases.count(p.declared.pool_id) for p in pools}
+            entries = []
+            for position, (task_id, priority) in enumerate(head.queue.waiting(group)):
+                if position >= limit:
+                    break
+                estimate = estimate_start(pools, leases, position)
+                entries.append(
+                    {
+                        "task_id": task_id,
+                        "position": position,
+                        "priority": priority,
+                        "waited_ms": (now - head.tasks.live[task_id].admitted_ns) // 1_000_000,
+                        "predicted_start_ms": estimate.start_ms,
+                    }
+                )
+            out.append(
+                {
+                    "group": group,
+                    "depth": {"interactive": len(queue.interactive), "batch": len(queue.batch)},
+                    "capacity": sum(p.declared.queue_capacity for p in pools),
+                    "tasks": entries,
+                }
+            )
+        return out

@@ -1,0 +1,164 @@
+"""Transcripts: after a task's end, its entries are gathered in one place and the frames' copies dropped.
+
+The end is never delayed by it. The copy in memory lives until the transcript is committed; a task that ended
+without one (a crash came between) gets it at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+
+from ..entries import EntryBatch, Transcript, join, pack_transcript
+from ..errors import CorruptJournalError, JournalUnavailableError
+from ..events.task import TaskEnded, TaskTranscribed
+from ..frames import decode_texts, drop_chunks
+from ..journal.index import pack_frame_numbers
+from ..journal.journal import Journal
+from ..ports import IndexRow
+from ..projections.projection import Recorded
+from ..projections.tasks import TaskState
+from .texts import TaskTexts
+
+#: tasks whose frames are dropped in one go
+_COMPACT_TASKS = 64
+#: ended tasks whose frames wait at most
+_COMPACT_BACKLOG = 4096
+
+
+class Transcripts:
+    """Writes transcripts and compacts frames behind them."""
+
+    def __init__(self, journal: Journal, texts: TaskTexts, *, compact: bool = True) -> None:
+        self._journal = journal
+        self._texts = texts
+        self._compact = compact
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        #: entry frames of tasks whose transcript is committed
+        self._droppable: OrderedDict[int, list[int]] = OrderedDict()
+        self.written = 0
+        journal.on_committed(self._note)
+
+    def start(self) -> None:
+        """Begin, with the tasks that ended without a transcript."""
+        for task_id in self._journal.head.tasks.closing:
+            self._queue.put_nowait(task_id)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop; what is left is done at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _note(self, records: list[Recorded]) -> None:
+        for record in records:
+            if type(record.payload) is TaskEnded:
+                self._now(record.payload.task_id)
+            elif type(record.payload) is TaskTranscribed:
+                self._journal.streams.pop(record.payload.task_id, None)
+
+    def _now(self, task_id: str) -> None:
+        """Write the transcript from memory when all of it is there, else leave it to the background."""
+        state = self._journal.head.tasks.closing.get(task_id)
+        if state is None:
+            return
+        stream = self._journal.streams.get(task_id)
+        if not state.entries:
+            self._write(state, [])
+        elif stream is not None and stream.base == 1 and self._journal.status == "ok":
+            self._write(state, [s.batch for s in stream.segments])
+        else:
+            self._queue.put_nowait(task_id)
+
+    async def _run(self) -> None:
+        while True:
+            task_id = await self._queue.get()
+            try:
+                state = self._journal.head.tasks.closing.get(task_id)
+                if state is not None:
+                    await self._journal.committed(self._journal.head.next_seq)
+                    batches = await self._texts.batches(state)
+                    if self._journal.head.tasks.closing.get(task_id) is state:
+                        self._write(state, batches)
+                if self._queue.empty():
+                    await self.compact()
+            except JournalUnavailableError:
+                await asyncio.sleep(0.2)
+                self._queue.put_nowait(task_id)
+            except CorruptJournalError as error:
+                # Left as it is: the frames keep what they have, verify names the damage.
+                del error
+
+    def _write(self, state: TaskState, batches: list[EntryBatch]) -> None:
+        body = b""
+        if batches:
+            joined = join(batches)
+            if len(joined) != state.entries:
+                self._queue.put_nowait(state.task_id)
+                return
+            body = pack_transcript(Transcript(epochs=state.epochs, batch=joined))
+        assert state.ended is not None
+        event = TaskTranscribed(
+            task_id=state.task_id,
+            entries=state.entries,
+            digest=hashlib.sha256(body).hexdigest() if body else "",
+            bytes=len(body),
+        )
+        row = IndexRow(
+            task_id=state.task_id,
+            task_no=state.task_no,
+            owner=state.admitted.owner,
+            state=state.ended.outcome,
+            model_ref=state.admitted.model_ref,
+            session_id=state.admitted.session_id,
+            admitted_ns=state.admitted_ns,
+            ended_ns=state.ended_ns,
+            admitted_frame=state.admitted_frame,
+            started_frame=state.started_frame,
+            ended_frame=state.ended_frame,
+            transcript_frame=self._journal.next_frame if body else 0,
+            entry_frames=pack_frame_numbers(state.entry_frames),
+        )
+        try:
+            self._journal.append_transcript(state, event, body, row)
+        except JournalUnavailableError:
+            self._queue.put_nowait(state.task_id)
+            return
+        self.written += 1
+        if self._compact and state.entry_frames:
+            self._droppable[state.task_no] = state.entry_frames
+            while len(self._droppable) > _COMPACT_BACKLOG:
+                self._droppable.popitem(last=False)
+            if len(self._droppable) == _COMPACT_TASKS:
+                self._queue.put_nowait("")
+
+    async def compact(self) -> int:
+        """Drop the entries of transcribed tasks from frames that no live task needs; how many frames changed.
+
+        A frame is rewritten once all tasks with entries in it are transcribed, so that each is written once.
+        """
+        if len(self._droppable) < _COMPACT_TASKS:
+            return 0
+        numbers = sorted({n for frames in self._droppable.values() for n in frames})
+        live = {s.task_no for s in self._journal.head.tasks.by_no.values()}
+        store = self._journal.store
+        committed = self._journal.committed_frame
+
+        def rewritten() -> list[tuple[int, bytes]]:
+            out = []
+            for frame in store.frames_at([n for n in numbers if n <= committed]):
+                if any(c.task_no in live for c in decode_texts(frame.texts, frame.end_seq) if not c.is_transcript):
+                    continue
+                texts = drop_chunks(frame, lambda chunk: not chunk.is_transcript)
+                if texts is not None:
+                    out.append((frame.frame_no, texts))
+            return out
+
+        self._droppable.clear()
+        changed = await asyncio.to_thread(rewritten)
+        if changed:
+            self._journal.stage_rewrites(changed)
+        return len(changed)
