@@ -270,7 +270,7 @@ def failure_of(status: int, error: WireError) -> AttemptFailure:
     message = error.message or f"HTTP {status}"
     if error.type == "exceed_context_size_error":
         return AttemptFailure(kind="context", message=message, retriable=False)
-    if status == 503 or status == 429:
+    if status in {429, 503}:
         return AttemptFailure(kind="refused", message=message)
     if 400 <= status < 500 or status == 501:
         return AttemptFailure(kind="invalid", message=message, retriable=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from ._llama_identity import engine_version, model_digest, tokenizer_digest
 from ._llama_launch import plan
 from ._slots import EngineGoneError, SlotWatch
 
+T = TypeVar("T")
 NAME: Final = "llamacpp"
 QUICK_TIMEOUT_S: Final = 5.0
 SLOW_TIMEOUT_S: Final = 60.0
@@ -449,7 +450,7 @@ def _body(job: GenerateJob, prompt: str | list[int]) -> bytes:
     return _encode(body)
 
 
-def _read(decode: Any, answer: HttpResponse, path: str) -> Any:
+def _read(decode: Callable[[bytes], T], answer: HttpResponse, path: str) -> T:
     if answer.status != 200:
         msg = f"{path}: {failure_of_body(answer.status, answer.body).message}"
         raise UnavailableError(msg, engine=NAME)
