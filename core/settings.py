@@ -31,6 +31,12 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     body_bytes: Annotated[int, Meta(ge=1024, le=1_073_741_824)] = 16_777_216
     header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 65_536
     connections: Annotated[int, Meta(ge=1)] = 4096
+    #: time for a request's headers to arrive; 0 = no limit
+    header_timeout_ms: Milliseconds = 10_000
+    #: time between two pieces of a request's body; 0 = no limit
+    body_timeout_ms: Milliseconds = 30_000
+    #: time that an idle connection is kept for another request
+    keep_alive_ms: Milliseconds = 75_000
 
 
 class StreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,95 @@
+"""The ASGI layer around the Falcon application: gate, correlation ids, and streams that hear when their reader leaves.
+
+Falcon routes, validates and answers; when a resource answers with a stream, its headers go out through Falcon and the
+body is driven here (:mod:`~llama_orch.api.streaming`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from falcon.asgi import App
+
+from ..core.errors import ForbiddenError, OrchError
+from .connection import AsgiConnection, Receive, Send
+from .gate import Gate
+from .problems import body_of
+from .streaming import drive
+
+_log = logging.getLogger("llama_orch.api")
+_CORRELATION = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}").fullmatch
+
+
+class Edge:
+    """The application as a server runs it.
+
+    :param new_id: makes a correlation id for requests that bring none.
+    :param shapes: how errors of a path are written, where not in our own shape.
+    """
+
+    def __init__(self, app: App[Any, Any], gate: Gate, new_id: Callable[[], str], shapes: Mapping[str, str]) -> None:
+        self._app = app
+        self._gate = gate
+        self._new_id = new_id
+        self._shapes = shapes
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1003})
+                return
+            await self._app(scope, receive, send)  # type: ignore[arg-type]
+            return
+        correlation = request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"x-correlation-id":
+                correlation = value if _CORRELATION(value) else b""
+            elif name == b"x-request-id":
+                request_id = value if _CORRELATION(value) else b""
+        if not correlation:
+            correlation = request_id or self._new_id().encode()
+        scope["llama_orch.correlation"] = correlation.decode()
+        echoed = ((b"x-correlation-id", correlation), (b"x-request-id", request_id or correlation))
+
+        async def answer(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                if "llama_orch.stream" in scope:
+                    message["headers"] = [h for h in message["headers"] if h[0] != b"content-length"]
+                message["headers"] = [*message["headers"], *echoed]
+                await send(message)
+            elif "llama_orch.stream" not in scope:
+                await send(message)
+
+        try:
+            self._gate.check(scope["headers"])
+        except ForbiddenError as error:
+            await self._refuse(error, scope, answer)
+            return
+        connection = scope.get("llama_orch.connection")
+        if connection is None:
+            connection = scope["llama_orch.connection"] = AsgiConnection(receive, send)
+        try:
+            await self._app(scope, receive, answer)  # type: ignore[arg-type]
+        except asyncio.CancelledError:
+            # The client left while its answer was being waited for: nobody is there to be answered.
+            task = asyncio.current_task()
+            if not connection.lost or task is None:
+                raise
+            task.uncancel()
+            return
+        plan = scope.get("llama_orch.stream")
+        if plan is not None:
+            await drive(plan, connection, send)
+
+    async def _refuse(self, error: OrchError, scope: dict[str, Any], send: Send) -> None:
+        correlation = scope["llama_orch.correlation"]
+        _log.warning("refused: %s", error.message, extra={"correlation_id": correlation})
+        body = body_of(error, self._shapes.get(scope["path"], "native"), correlation)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,212 @@
+"""How a resource says what it serves: one declaration gives the route, the validation and the OpenAPI entry.
+
+::
+
+    @resource("/v1/things/{thing_id}", tag="things")
+    class Thing(Resource):
+        \"\"\"One thing.\"\"\"
+
+        @operation("Get a thing.", errors=(NotFoundError,))
+        async def on_get(self, call: Call, thing_id: str) -> ThingInfo: ...
+
+A parameter named ``body`` is decoded from JSON into its type, one named ``query`` from the query string; every other
+parameter stands in the path. What is returned is sent as JSON, :class:`Answer` where status or headers are not the
+usual ones. A resource is found because it stands in ``api/resources`` or ``api/compat``; nothing lists it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgspec
+from falcon.asgi import Request, Response
+
+from ..core.errors import OrchError
+from ..core.services.caller import Caller
+from ..core.settings import Settings
+from .requests import decode_query, decoder_for, read_body
+from .streaming import StreamPlan
+
+C = TypeVar("C", bound=type)
+Responder = Callable[..., Awaitable[Any]]
+ErrorShape = Literal["native", "openai"]
+
+JSON = "application/json"
+_encode = msgspec.json.Encoder().encode
+_LOCAL = Caller(owner="local", identity="localhost")
+
+
+class Answer(msgspec.Struct, gc=False):
+    """An answer that is not simply 200 with JSON."""
+
+    #: sent as JSON; ``None`` = no body
+    body: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    #: sent as it is instead of ``body``, under ``media_type``
+    raw: bytes | None = None
+    media_type: str = JSON
+    #: written after the headers, until it ends
+    stream: StreamPlan | None = None
+
+
+class Call:
+    """One request on its way through a resource."""
+
+    __slots__ = ("_request", "caller", "correlation")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        #: taken from the request or made, and echoed (OBS-2)
+        self.correlation: str = request.scope["llama_orch.correlation"]
+        #: any bearer is accepted on loopback while no keys are configured (AUTH-1)
+        self.caller = _LOCAL
+
+    def header(self, name: str) -> str | None:
+        """A request header's value, ``None`` when it was not sent."""
+        return self._request.get_header(name)
+
+    @property
+    def connection(self) -> Any:
+        """The client's connection, see :mod:`~llama_orch.api.connection`."""
+        return self._request.scope["llama_orch.connection"]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is declared of one method of a resource."""
+
+    summary: str
+    description: str
+    #: status of the usual answer
+    status: int
+    body: Any
+    query: Any
+    path: tuple[str, ...]
+    answer: Any
+    media_type: str
+    errors: tuple[type[OrchError], ...]
+    #: request headers that it reads, with what they are for
+    request_headers: Mapping[str, str]
+    #: headers of the answer, with what they say
+    answer_headers: Mapping[str, str]
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What resources are made with."""
+
+    services: Any
+    settings: Settings
+    #: of this program; also OpenAPI's ``info.version``
+    version: str
+    #: answers of ``GET /metrics``
+    metrics: Any
+    #: bytes of ``GET /openapi.json``
+    document: Callable[[], bytes]
+    #: Unix time, nanoseconds
+    now_ns: Callable[[], int]
+
+
+class Resource:
+    """What every resource inherits."""
+
+    path: ClassVar[str] = ""
+    tag: ClassVar[str] = ""
+    #: how errors are written
+    shape: ClassVar[ErrorShape] = "native"
+    #: answers on any Host, for probes that do not know the name
+    operations: ClassVar[dict[str, Operation]] = {}
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.services = context.services
+        self.body_limit = context.settings.limits.body_bytes
+
+
+def resource(path: str, *, tag: str, shape: ErrorShape = "native") -> Callable[[C], C]:
+    """Declare which path a class serves.
+
+    :param path: template with ``{names}``; they become arguments of the methods.
+    :param tag: the group in which OpenAPI and the reference show it.
+    :param shape: how errors are written.
+    """
+
+    def declare(cls: C) -> C:
+        kind = typing.cast("type[Resource]", cls)
+        kind.path, kind.tag, kind.shape = path, tag, shape
+        kind.operations = {
+            name.removeprefix("on_"): member.operation
+            for name, member in inspect.getmembers(cls)
+            if name.startswith("on_") and hasattr(member, "operation")
+        }
+        return cls
+
+    return declare
+
+
+def operation(
+    summary: str,
+    *,
+    status: int = 200,
+    media_type: str = JSON,
+    errors: tuple[type[OrchError], ...] = (),
+    request_headers: Mapping[str, str] | None = None,
+    answer_headers: Mapping[str, str] | None = None,
+) -> Callable[[Responder], Responder]:
+    """Declare one method of a resource; see the module's text.
+
+    :param errors: what callers can meet beside what every route may answer.
+    """
+
+    def declare(method: Responder) -> Responder:
+        hints = typing.get_type_hints(method)
+        names = [name for name in inspect.signature(method).parameters if name not in ("self", "call")]
+        declared = Operation(
+            summary=summary,
+            description=inspect.getdoc(method) or "",
+            status=status,
+            body=hints.get("body"),
+            query=hints.get("query"),
+            path=tuple(n for n in names if n not in ("body", "query")),
+            answer=hints.get("return"),
+            media_type=media_type,
+            errors=errors,
+            request_headers=request_headers or {},
+            answer_headers=answer_headers or {},
+        )
+        decode = decoder_for(declared.body) if declared.body is not None else None
+        query = declared.query
+        default_status = status
+
+        @functools.wraps(method)
+        async def responder(self: Resource, req: Request, resp: Response, **params: Any) -> None:
+            if query is not None:
+                params["query"] = decode_query(req.scope["query_string"], query)
+            if decode is not None:
+                params["body"] = decode(await read_body(req, self.body_limit))
+            answer = await method(self, Call(req), **params)
+            if type(answer) is not Answer:
+                resp.status = default_status
+                if answer is not None:
+                    resp.data = _encode(answer)
+                return
+            resp.status = answer.status
+            for name, value in answer.headers.items():
+                resp.set_header(name, value)
+            if answer.stream is not None:
+                req.scope["llama_orch.stream"] = answer.stream
+                resp.content_type = answer.media_type
+            elif answer.raw is not None:
+                resp.content_type = answer.media_type
+                resp.data = answer.raw
+            elif answer.body is not None:
+                resp.data = _encode(answer.body)
+
+        vars(responder)["operation"] = declared
+        del responder.__wrapped__  # type: ignore[attr-defined]
+        return responder
+
+    return declare

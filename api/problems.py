@@ -1,0 +1,85 @@
+"""Errors as answers: body, status and headers, in our shape and in OpenAI's (ADM-4, ADM-8)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from ..core.errors import InternalError, OrchError
+
+_encode = msgspec.json.Encoder().encode
+
+#: field names of TaskRequest under the names that OpenAI's clients know
+_OPENAI_PARAMS = {"model_ref": "model"}
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+class RouteError(OrchError):
+    """A request that the HTTP layer itself refuses, with a status beside those of the stable codes."""
+
+    def __init__(self, status: int, code: str, message: str, *, remedy: str, field: str, got: object = None) -> None:
+        super().__init__(message, field=field, got=got, remedy=remedy)
+        self.status = status  # type: ignore[misc]
+        self.code = code  # type: ignore[misc]
+
+
+def headers_of(error: OrchError) -> dict[str, str]:
+    """Headers that go with an error: how long to wait, for those who may come again."""
+    wait_ms = error.retry_after_ms
+    if wait_ms is None and error.status in (429, 503):
+        wait_ms = 1000
+    if wait_ms is None or error.status not in (429, 503):
+        return {}
+    return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000))), "X-Backoff-Ms": str(wait_ms)}
+
+
+def native_body(error: OrchError, correlation: str) -> dict[str, Any]:
+    """The error as our own routes say it."""
+    body = error.to_dict()
+    if error.status == 429:
+        body.setdefault("policy_label", "reject")
+        body.setdefault("retry_after_ms", 1000)
+    body["correlation_id"] = correlation
+    return body
+
+
+def openai_body(error: OrchError, correlation: str) -> dict[str, Any]:
+    """The error as OpenAI's clients expect it; what else there is to say stands beside."""
+    body = native_body(error, correlation)
+    field = body.pop("field", None)
+    return {
+        "error": {
+            "message": body.pop("message"),
+            "type": _OPENAI_TYPES.get(error.status, "server_error"),
+            "param": _OPENAI_PARAMS.get(field, field),
+            "code": body.pop("code"),
+            **body,
+        }
+    }
+
+
+def body_of(error: OrchError, shape: str, correlation: str) -> bytes:
+    """The error's body in the shape of its route."""
+    body = openai_body(error, correlation) if shape == "openai" else native_body(error, correlation)
+    return _encode(body)
+
+
+def internal(correlation: str) -> InternalError:
+    """What a caller hears of a defect: nothing but where to look."""
+    return InternalError(
+        "the server met a defect of its own",
+        remedy=f"Look for correlation id {correlation} in the server's log, and report it.",
+    )

@@ -1,0 +1,165 @@
+"""uvicorn's HTTP protocol with what it does not have: bounds in time and size on slow or endless requests, JSON errors,
+and a connection that streams write to directly (:mod:`~llama_orch.api.connection`)."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from ..core.settings import LimitSettings
+from .connection import Lost
+from .problems import RouteError, body_of
+
+#: pipelined requests that may wait behind one; reading goes on so that a disconnect is heard
+PIPELINED = 16
+#: what of a request is being read
+IDLE, HEADERS, BODY = "", "headers", "body"
+
+
+class CycleConnection:
+    """The connection behind one request under :class:`OrchProtocol`."""
+
+    __slots__ = ("_callback", "_cycle", "lost")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._callback: Lost | None = None
+        self.lost = False
+
+    def on_lost(self, callback: Lost | None) -> None:
+        self._callback = callback
+        if self.lost and callback is not None:
+            callback()
+
+    def leave(self) -> None:
+        """The client left."""
+        self.lost = True
+        if self._callback is not None:
+            self._callback()
+
+    async def write(self, data: bytes) -> None:
+        cycle = self._cycle
+        if self.lost:
+            return
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if cycle.flow.write_paused:
+            await cycle.flow.drain()
+
+
+class OrchProtocol(HttpToolsProtocol):
+    """One client connection. Made through :func:`protocol_with`."""
+
+    limits: ClassVar[LimitSettings] = LimitSettings()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._part = IDLE
+        self._header_bytes = 0
+        self._cycles: list[tuple[RequestResponseCycle, CycleConnection]] = []
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "POOL_UNAVAILABLE", "too many connections are open", "Close some, or raise limits.connections.")
+            return
+        self._arm(self.limits.header_timeout_ms)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+        for cycle, connection in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                connection.leave()
+        self._cycles.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._part == IDLE:
+            if self._timer is not None:
+                self._disarm()
+        elif self._part == BODY:
+            self._disarm()
+            self._arm(self.limits.body_timeout_ms)
+        else:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.limits.header_bytes:
+                self._too_long()
+            elif self._timer is None:
+                self._arm(self.limits.header_timeout_ms)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._part = HEADERS
+
+    def on_headers_complete(self) -> None:
+        self._part = BODY
+        self._header_bytes = 0
+        if sum(len(n) + len(v) for n, v in self.headers) + len(self.url) > self.limits.header_bytes:
+            self._too_long()
+            msg = "headers too long"
+            raise ValueError(msg)  # stops the parser
+        super().on_headers_complete()
+        if self.pipeline and len(self.pipeline) < PIPELINED:
+            self.flow.resume_reading()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._part = IDLE
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        connection = CycleConnection(cycle)
+        vars_of_scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
+        vars_of_scope["llama_orch.connection"] = connection
+        if self._cycles:
+            self._cycles = [c for c in self._cycles if not c[0].response_complete]
+        self._cycles.append((cycle, connection))
+        super()._start_asgi_task(cycle, app)
+
+    # --- refusing --------------------------------------------------------------------------------------------
+
+    def _arm(self, timeout_ms: int) -> None:
+        if timeout_ms:
+            self._timer = self.loop.call_later(timeout_ms / 1000, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._part == IDLE:
+            self.transport.close()  # connected, and said nothing
+            return
+        self._refuse(408, "INVALID_PARAMS", f"the request's {self._part} did not arrive in time", "Send it in one go.")
+
+    def _too_long(self) -> None:
+        msg = f"the request's headers have more than {self.limits.header_bytes} bytes"
+        self._refuse(431, "PAYLOAD_TOO_LARGE", msg, "Send shorter headers, or raise limits.header_bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """A request that is no HTTP."""
+        self._refuse(400, "INVALID_PARAMS", f"this is not a valid HTTP/1.1 request ({msg})", "Send a valid request.")
+
+    def _refuse(self, status: int, code: str, message: str, remedy: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+            body = body_of(RouteError(status, code, message, remedy=remedy, field="request"), "native", "")
+            phrase = http.HTTPStatus(status).phrase
+            head = (
+                f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def protocol_with(limits: LimitSettings) -> type[OrchProtocol]:
+    """The protocol class for a server with these limits."""
+    return type("BoundedProtocol", (OrchProtocol,), {"limits": limits})

@@ -1,0 +1,229 @@
+"""From bytes to typed requests, and from what is wrong with them to an error that names field, found and wanted (ADM-2)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from falcon.asgi import Request
+
+from ..core.errors import InvalidParamsError, PayloadTooLargeError
+
+T = TypeVar("T")
+
+#: query strings longer than this are refused
+QUERY_BYTES = 8192
+_AT = re.compile(r" - at `(?P<path>.*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"unknown field `(?P<name>.*?)`", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(?P<name>.*?)`", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
+#: most characters of a wrong value that an error repeats
+GOT_CHARS = 200
+
+
+async def read_body(req: Request, limit: int) -> bytes:
+    """The whole body.
+
+    :param limit: most bytes it may have.
+    :raises PayloadTooLargeError: it has more, by its own word or by count.
+    """
+    length = req.content_length
+    if length is not None and length > limit:
+        raise _too_large(length, limit)
+    stream = req.stream
+    first: bytes = await stream.read(limit + 1)
+    if len(first) > limit:
+        raise _too_large(len(first), limit)
+    return first
+
+
+def _too_large(length: int, limit: int) -> PayloadTooLargeError:
+    msg = f"the body has {length} bytes or more, at most {limit} are taken"
+    return PayloadTooLargeError(msg, field="body", got=length, limit_bytes=limit)
+
+
+def decoder_for(kind: Any) -> Callable[[bytes], Any]:
+    """A function that decodes JSON into ``kind`` and explains what is wrong with it.
+
+    The function raises InvalidParamsError: no JSON, not UTF-8, nested too deeply, or a field that is not accepted.
+    """
+    decode = msgspec.json.Decoder(kind).decode
+
+    def decode_or_explain(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except msgspec.ValidationError as error:
+            raise explain(error, kind, _plain(raw)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise not_json(raw, error) from None
+
+    return decode_or_explain
+
+
+def not_json(raw: bytes, error: Exception) -> InvalidParamsError:
+    """The error for a body that is no JSON at all."""
+    if not raw:
+        reason, got = "the body is empty, JSON is expected", ""
+    elif isinstance(error, RecursionError):
+        reason, got = "the body is nested too deeply", "deeply nested JSON"
+    elif isinstance(error, UnicodeDecodeError):
+        reason, got = "the body is not UTF-8", "bytes that are no text"
+    else:
+        reason, got = f"the body is not JSON: {error}", raw[:40].decode("utf-8", "replace")
+    return InvalidParamsError(reason, field="body", got=got, expected="a JSON object in UTF-8")
+
+
+def _plain(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        return None
+
+
+def explain(error: msgspec.ValidationError, kind: Any, data: Any, where: str = "body") -> InvalidParamsError:
+    """What a validation error means for the caller: the field, what it got, what it takes.
+
+    :param data: the request as plain JSON values, to find what was got.
+    """
+    text = str(error)
+    found = _AT.search(text)
+    path = found["path"] if found else "$"
+    reason = text[: found.start()] if found else text
+    steps: list[str | int] = [a or int(b) for a, b in _STEP.findall(path) if a or b]
+    name = ".".join(str(s) for s in steps)
+    unknown, missing = _UNKNOWN.search(reason), _MISSING.search(reason)
+    known = _fields_at(kind, steps)
+    if unknown is not None:
+        key = unknown["name"][:GOT_CHARS]
+        near = difflib.get_close_matches(key, known, n=1)
+        expected = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+        field = f"{name}.{key}" if name else key
+        msg = f"unknown field {field!r}; {expected}"
+        return InvalidParamsError(msg, field=field, got=_short(_value_at(data, [*steps, key])), expected=expected)
+    if missing is not None:
+        field = f"{name}.{missing['name']}" if name else missing["name"]
+        msg = f"{field} is missing"
+        return InvalidParamsError(msg, field=field, got=None, expected="a value")
+    if not steps and reason.startswith("Object contains unknown"):
+        return InvalidParamsError(reason, field=where, got=None, expected=f"known are: {', '.join(known)}")
+    value = _value_at(data, steps)
+    choices = _choices_at(kind, steps)
+    expected = f"one of {', '.join(choices)}" if choices else reason.removeprefix("Expected ").replace("`", "")
+    if choices and isinstance(value, str):
+        near = difflib.get_close_matches(value, choices, n=1)
+        expected += f"; did you mean {near[0]!r}?" if near else ""
+    field = name or where
+    msg = f"{field}: got {_short(value)!r}, expected {expected}"
+    return InvalidParamsError(msg, field=field, got=_short(value), expected=expected)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, (bool, type(None))):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 53 else str(value)[:GOT_CHARS]
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= GOT_CHARS else f"{text[:GOT_CHARS]}… ({len(text)} characters)"
+
+
+def _value_at(data: Any, steps: list[str | int]) -> Any:
+    for step in steps:
+        if isinstance(data, dict) and step in data:
+            data = data[step]
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        else:
+            return None
+    return data
+
+
+def _info_at(kind: Any, steps: list[str | int]) -> msgspec.inspect.Type:
+    info = msgspec.inspect.type_info(kind)
+    for step in steps:
+        inner = _step(info, step)
+        if inner is None:
+            return msgspec.inspect.AnyType()
+        info = inner
+    return info
+
+
+def _unwrap(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    if isinstance(info, msgspec.inspect.UnionType):
+        return list(info.types)
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _unwrap(info.type)
+    return [info]
+
+
+def _step(info: msgspec.inspect.Type, step: str | int) -> msgspec.inspect.Type | None:
+    for option in _unwrap(info):
+        if isinstance(option, msgspec.inspect.StructType) and isinstance(step, str):
+            for field in option.fields:
+                if field.encode_name == step:
+                    return field.type
+        if isinstance(option, msgspec.inspect.ListType) and isinstance(step, int):
+            return option.item_type
+        if isinstance(option, msgspec.inspect.DictType):
+            return option.value_type
+    return None
+
+
+def _fields_at(kind: Any, steps: list[str | int]) -> list[str]:
+    for option in _unwrap(_info_at(kind, steps)):
+        if isinstance(option, msgspec.inspect.StructType):
+            return [f.encode_name for f in option.fields]
+    return []
+
+
+def _choices_at(kind: Any, steps: list[str | int]) -> list[str]:
+    for option in _unwrap(_info_at(kind, steps)):
+        if isinstance(option, msgspec.inspect.LiteralType):
+            return [str(v) for v in option.values]
+    return []
+
+
+@lru_cache(maxsize=64)
+def _query_fields(kind: Any) -> dict[str, Any]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {f.encode_name: f for f in info.fields}
+
+
+def decode_query(raw: bytes, kind: type[T]) -> T:
+    """The query string as a struct; numbers and booleans are read from their text.
+
+    :raises InvalidParamsError: unknown, repeated or unaccepted parameters.
+    """
+    if not raw:
+        return typing.cast("Callable[[], T]", kind)()
+    if len(raw) > QUERY_BYTES:
+        msg = f"the query string has {len(raw)} bytes, at most {QUERY_BYTES} are taken"
+        raise InvalidParamsError(msg, field="query", got=len(raw))
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64)
+    except ValueError as error:
+        msg = f"the query string cannot be read: {error}"
+        raise InvalidParamsError(msg, field="query", got=raw[:GOT_CHARS].decode("ascii", "replace")) from None
+    data: dict[str, str] = {}
+    for name, value in pairs:
+        if name in data:
+            msg = f"the parameter {name!r} was sent twice"
+            raise InvalidParamsError(msg, field=name, got=_short(value))
+        data[name] = value
+    known = _query_fields(kind)
+    for name, value in data.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            expected = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+            msg = f"unknown parameter {name!r}; {expected}"
+            raise InvalidParamsError(msg, field=name, got=_short(value), expected=expected)
+    try:
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise explain(error, kind, data, "query") from None

@@ -1,0 +1,139 @@
+"""Serves the application: loopback sockets, uvicorn with uvloop and httptools, an orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from ..core.errors import ConfigError
+from ..core.settings import Settings
+from .protocol import protocol_with
+
+#: connections that may wait to be accepted
+BACKLOG = 2048
+
+
+def parse_bind(bind: str) -> tuple[str, int]:
+    """Host and port of a ``bind`` setting: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
+
+    :raises ConfigError: it is none of these.
+    """
+    host, colon, port = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        msg = f"bind: got {bind!r}, expected host:port, such as 127.0.0.1:8080"
+        raise ConfigError(msg, field="bind", got=bind, remedy="Write host:port; IPv6 addresses stand in brackets.")
+    return host, int(port)
+
+
+def loopback_socket(bind: str) -> socket.socket:
+    """A listening socket on a loopback address.
+
+    :raises ConfigError: the address is not loopback (AUTH-1), does not resolve, or is taken.
+    """
+    host, port = parse_bind(bind)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        msg = f"bind: {host!r} cannot be resolved: {error}"
+        raise ConfigError(msg, field="bind", got=bind, remedy="Use 127.0.0.1 or ::1.") from error
+    for *_, address in found:
+        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            msg = f"bind: {bind!r} is reachable from outside this machine, and there are no keys that would protect it"
+            raise ConfigError(
+                msg, field="bind", got=bind, remedy="Bind to 127.0.0.1 or ::1, and reach it from elsewhere through an SSH tunnel."
+            )
+    family, *_, address = found[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        msg = f"bind: {bind} cannot be used: {error.strerror or error}"
+        raise ConfigError(
+            msg,
+            field="bind",
+            got=bind,
+            remedy="Another program may listen there (`llama-orch status`); choose another port, or 0 for any free one.",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The base URL that a listening socket answers at."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; signals belong to whoever calls :func:`serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    app: Any,
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    listener: socket.socket | None = None,
+    ready: Callable[[str], None] | None = None,
+    grace_s: float = 5.0,
+) -> None:
+    """Serve until ``stop`` is set, then let answers finish for at most ``grace_s`` seconds.
+
+    :param app: what :func:`~llama_orch.api.app.create_app` made.
+    :param listener: a socket from :func:`loopback_socket`; else one is made from ``settings.bind``.
+    :param ready: called with the base URL once connections are accepted.
+    :raises ConfigError: ``settings.bind`` cannot be used.
+    """
+    owned = listener is None
+    sock = loopback_socket(settings.bind) if listener is None else listener
+    config = uvicorn.Config(
+        app,
+        http=protocol_with(settings.limits),
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.limits.keep_alive_ms // 1000,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        backlog=BACKLOG,
+    )
+    server = _Server(config)
+    url = url_of(sock)
+
+    async def watch() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    async def tell() -> None:
+        while not server.started:
+            await asyncio.sleep(0.001)
+        if ready is not None:
+            ready(url)
+
+    watcher, teller = asyncio.create_task(watch()), asyncio.create_task(tell())
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        watcher.cancel()
+        teller.cancel()
+        if owned:
+            sock.close()

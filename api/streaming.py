@@ -1,0 +1,74 @@
+"""Drives one stream: everything that is ready goes out in one write, and nothing is fetched that the reader cannot take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ..core.errors import InternalError, JournalUnavailableError, OrchError
+from .connection import Connection, Send
+
+_log = logging.getLogger("llama_orch.api")
+
+
+class Renderer(Protocol):
+    """A pure rendering of a task's stream."""
+
+    def render(self, items: Sequence[Any]) -> tuple[bytes, bool]:
+        """Bytes for items that became ready together, and whether the stream ends with them."""
+        ...
+
+    def broken(self, error: OrchError) -> bytes:
+        """Bytes that tell that the transport breaks off; the task is not ended by it."""
+        ...
+
+
+class StreamPlan(msgspec.Struct, frozen=True):
+    """A stream that begins once its headers are out."""
+
+    items: AsyncIterator[Sequence[Any]]
+    renderer: Renderer
+    #: called once, with whether the reader left before the end
+    closed: Callable[[bool], None]
+
+
+async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
+    """Send a stream until its end, or until the reader leaves."""
+    task = asyncio.current_task()
+    assert task is not None
+    renderer = plan.renderer
+    render, write = renderer.render, connection.write
+    final = b""
+    try:
+        connection.on_lost(task.cancel)
+        async for items in plan.items:
+            data, last = render(items)
+            if last:
+                final = data
+                break
+            if data:
+                await write(data)
+    except asyncio.CancelledError:
+        if connection.lost:
+            task.uncancel()
+        else:
+            # The server stops: the reader comes back with its last id.
+            final = renderer.broken(JournalUnavailableError("the server stops", retry_after_ms=1000))
+            task.uncancel()
+    except OrchError as error:
+        final = renderer.broken(error)
+    except Exception:
+        _log.exception("a stream broke off")
+        final = renderer.broken(InternalError("a defect in the server broke this stream off"))
+    finally:
+        connection.on_lost(None)
+        close = getattr(plan.items, "aclose", None)
+        if close is not None:
+            await close()
+        plan.closed(connection.lost)
+    if not connection.lost:
+        await send({"type": "http.response.body", "body": final, "more_body": False})
