@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from .. import BodyPiece, CorruptJournalError, Frame, IndexFilter, IndexRow, schema
 
@@ -114,7 +115,7 @@ class RelationalReader(abc.ABC):
         """Connections to read with."""
 
     @abc.abstractmethod
-    def _read_failure(self, error: sa.exc.DBAPIError) -> Exception:
+    def _read_failure(self, error: DBAPIError) -> Exception:
         """The error that a caller gets for a failed read."""
 
     @contextmanager
@@ -122,7 +123,7 @@ class RelationalReader(abc.ABC):
         try:
             with self._reader().connect() as connection:
                 yield connection
-        except sa.exc.DBAPIError as error:
+        except DBAPIError as error:
             raise self._read_failure(error) from error
 
     def frames(self, first: int, last: int | None = None) -> Iterator[Frame]:

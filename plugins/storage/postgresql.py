@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
 from .. import (
@@ -59,7 +61,11 @@ _OPTIONS: dict[str, Any] = {"head_path": "", "lock_timeout_ms": 5000, "connect_t
 _REFUSED = ("53", "40", "25006", "42501", "55006", "55P03", "57014")
 
 _upsert = dialect.insert(task_index)
-_INSERT_FRAME = sa.insert(frames).from_select(FRAME_COLUMNS, frame_source(lock_writer=True))
+_INSERT_FRAME = (
+    sa.insert(frames)
+    .from_select(FRAME_COLUMNS, frame_source(lock_writer=True))
+    .execution_options(preserve_rowcount=True)
+)
 _INSERT_BODY = dialect.insert(bodies).on_conflict_do_nothing()
 _UPSERT_INDEX = _upsert.on_conflict_do_update(
     index_elements=["task_no"], set_={n: _upsert.excluded[n] for n in INDEX_COLUMNS if n != "task_no"}
@@ -200,7 +206,7 @@ class PostgresqlStore(RelationalReader):
 
     def _connect(self) -> sa.Connection:
         """A session of its own for the writer; kept in the list of what :meth:`close` ends."""
-        engine = self._engine(durable=False, poolclass=sa.pool.StaticPool)
+        engine = self._engine(durable=False, poolclass=StaticPool)
         return self._attempt(engine.connect)
 
     def _engine(self, *, durable: bool, **pool: Any) -> sa.Engine:
@@ -209,14 +215,15 @@ class PostgresqlStore(RelationalReader):
             "default_transaction_isolation": "read\\ committed",
             "lock_timeout": str(self._lock_timeout_ms),
         }
+        given = self._url.normalized_query.get("options", ())
         try:
             engine = sa.create_engine(
-                self._url,
+                self._url.difference_update_query(["options"]),
                 isolation_level="AUTOCOMMIT",
                 connect_args={
                     "connect_timeout": self._connect_timeout_s,
                     "application_name": "llama-orch",
-                    "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+                    "options": " ".join([*given, *(f"-c {name}={value}" for name, value in settings.items())]),
                     # a network that went silent is an error after this long, in milliseconds
                     "tcp_user_timeout": 20_000,
                     "keepalives_idle": 5,
@@ -255,7 +262,7 @@ class PostgresqlStore(RelationalReader):
                 inserted = connection.execute(_INSERT_FRAME, values).rowcount
             else:
                 inserted = self._commit_all(connection, unit, values)
-        except sa.exc.DBAPIError as error:
+        except DBAPIError as error:
             raise self._commit_failure(connection, error) from error
         if inserted != 1:
             msg = f"frame {unit.frame.frame_no} of epoch {self._epoch} was refused: another writer has taken over"
@@ -276,13 +283,13 @@ class PostgresqlStore(RelationalReader):
         connection.exec_driver_sql("COMMIT")
         return inserted
 
-    def _commit_failure(self, connection: sa.Connection, error: sa.exc.DBAPIError) -> Exception:
+    def _commit_failure(self, connection: sa.Connection, error: DBAPIError) -> Exception:
         state = _sqlstate(error)
         if error.connection_invalidated or not state.startswith((*_REFUSED, "23505")):
             return StoreUnknownError(f"PostgreSQL failed while it took a frame: {error.orig} ({state or 'no answer'})")
         try:
             connection.exec_driver_sql("ROLLBACK")
-        except sa.exc.DBAPIError:
+        except DBAPIError:
             return StoreUnknownError(f"PostgreSQL failed while it took a frame: {error.orig} ({state})")
         if state == "23505":
             return FencedError(f"another writer's rows are in the journal: {error.orig}")
@@ -292,11 +299,11 @@ class PostgresqlStore(RelationalReader):
         with self._sync_lock:
             try:
                 if self._syncer is None:
-                    self._syncer = self._engine(durable=True, poolclass=sa.pool.StaticPool).connect()
+                    self._syncer = self._engine(durable=True, poolclass=StaticPool).connect()
                 self._syncer.execute(_FLUSH)
                 if self._head is not None:
                     self._head.write(seq, target_hash)
-            except (sa.exc.DBAPIError, OSError) as error:
+            except (DBAPIError, OSError) as error:
                 self._syncer = None
                 msg = f"PostgreSQL did not say that the journal is on disk: {error}"
                 raise StoreUnknownError(msg) from error
@@ -314,7 +321,7 @@ class PostgresqlStore(RelationalReader):
         """Run an action of opening; a failure of the database leaves open what is there."""
         try:
             return action()
-        except sa.exc.DBAPIError as error:
+        except DBAPIError as error:
             msg = f"the journal in {self._place()} cannot be opened: {error.orig}"
             raise StoreUnknownError(msg) from error
 
@@ -332,15 +339,15 @@ class PostgresqlStore(RelationalReader):
         engine = self._read_engine
         if engine is None:
             engine = self._read_engine = self._engine(
-                durable=False, poolclass=sa.pool.QueuePool, pool_size=4, max_overflow=12, pool_pre_ping=True
+                durable=False, poolclass=QueuePool, pool_size=4, max_overflow=12, pool_pre_ping=True
             )
         return engine
 
-    def _read_failure(self, error: sa.exc.DBAPIError) -> Exception:
+    def _read_failure(self, error: DBAPIError) -> Exception:
         return StoreRefusedError(f"the journal in {self._place()} cannot be read now: {error.orig}")
 
 
-def _sqlstate(error: sa.exc.DBAPIError) -> str:
+def _sqlstate(error: DBAPIError) -> str:
     return str(getattr(error.orig, "sqlstate", None) or "")
 
 

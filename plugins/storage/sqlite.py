@@ -22,6 +22,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
 from .. import (
@@ -228,7 +230,7 @@ class SqliteStore(RelationalReader):
             connection.execute(statement.values(partition=PARTITION, epoch=epoch))
             last = connection.execute(SELECT_TAIL).one_or_none()
             raw.execute("COMMIT")
-        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+        except (sqlite3.Error, DBAPIError) as error:
             raise _open_failure(error, self._path) from error
         with self._files:
             self._identity = identity(self._path)
@@ -259,7 +261,7 @@ class SqliteStore(RelationalReader):
         connection.commit()
 
     def _engine(self, connect: Any, **pool: Any) -> sa.Engine:
-        pool = pool or {"poolclass": sa.pool.StaticPool}
+        pool = pool or {"poolclass": StaticPool}
         engine = sa.create_engine("sqlite://", creator=connect, isolation_level="AUTOCOMMIT", **pool)
         self._engines.append(engine)
         return engine
@@ -409,11 +411,11 @@ class SqliteStore(RelationalReader):
         engine = self._read_engine
         if engine is None:
             engine = self._read_engine = self._engine(
-                self._connect_reader, poolclass=sa.pool.QueuePool, pool_size=4, max_overflow=28
+                self._connect_reader, poolclass=QueuePool, pool_size=4, max_overflow=28
             )
         return engine
 
-    def _read_failure(self, error: sa.exc.DBAPIError) -> Exception:
+    def _read_failure(self, error: DBAPIError) -> Exception:
         return _open_failure(error, self._path)
 
 
@@ -433,7 +435,7 @@ def _index_row(row: IndexRow) -> tuple[Any, ...]:
 
 def _code(error: BaseException) -> int:
     """SQLite's primary error code, 0 when there is none."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, DBAPIError) else error
     return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
 
 
@@ -451,7 +453,7 @@ def _commit_failure(raw: sqlite3.Connection, error: sqlite3.Error) -> StoreRefus
 
 
 def _open_failure(error: BaseException, path: Path) -> Exception:
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, DBAPIError) else error
     if _code(error) in _BROKEN:
         return CorruptJournalError(f"{path} is damaged or no SQLite database: {cause}")
     if _code(error) in _REFUSED:

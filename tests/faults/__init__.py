@@ -1,0 +1,1 @@
+"""What breaks on purpose: databases that are stopped, disks that fail."""
