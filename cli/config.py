@@ -223,9 +223,14 @@ def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
     for pool in values.get("pools", []):
         model = pool.get("model", "haiku")
         external = pool.get("provisioning", {}).get("mode", "package") == "external"
-        if model != "haiku" and not external:
+        if not external and is_path(model):
             pool["model"] = absolute(model.removeprefix("file:"))
     return values
+
+
+def is_path(model: str) -> bool:
+    """Whether a pool's model is a file rather than a name that an engine knows."""
+    return "/" in model or model.startswith(("file:", "~")) or model.endswith(".gguf")
 
 
 def _error(faults: list[Fault], path: Path | None) -> ConfigError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from ..core.settings import PoolSettings
-from .config import Loaded
+from .config import Loaded, is_path
 from .config_types import Fault, nearest
 
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
@@ -135,14 +135,7 @@ def _pool_faults(
             pool.provisioning.url,
             "is only for mode: external; this pool starts its engine itself",
         )
-    if pool.engine in engines and pool.engine not in launchers:
-        yield (
-            "provisioning.mode",
-            pool.provisioning.mode,
-            f"package cannot start the engine {pool.engine!r}; use mode: external with its url"
-            + (f" (package starts {', '.join(sorted(launchers))})" if launchers else ""),
-        )
-    if pool.model != "haiku":
+    if (pool.engine in launchers and pool.model != "haiku") or is_path(pool.model):
         path = Path(pool.model)
         if not path.exists():
             yield (

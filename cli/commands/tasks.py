@@ -11,7 +11,7 @@ from .. import exits
 from ..asking import LARGEST_INPUT_BYTES, add_request_arguments, messages_of, model_of, parameters, prompt_of
 from ..command import command
 from ..connect import client_of
-from ..exits import CliError, UsageError
+from ..exits import UsageError
 from ..following import Follower
 from ..shell import Shell
 
@@ -191,7 +191,7 @@ def queue(options: argparse.Namespace, shell: Shell) -> int:
             f"{entry['predicted_start_ms'] / 1000:.1f} s",
         )
         for group in groups
-        for entry in group["entries"]
+        for entry in group["tasks"]
     ]
     shell.table(("GROUP", "POSITION", "TASK", "PRIORITY", "WAITED", "STARTS IN"), rows, empty="The queue is empty.")
     return exits.OK
@@ -200,21 +200,24 @@ def queue(options: argparse.Namespace, shell: Shell) -> int:
 @command("explain", "say why a task was placed where it was", arguments=_task_argument, needs="server")
 def explain(options: argparse.Namespace, shell: Shell) -> int:
     """The placement decision from the journal, in words: candidates, what excluded each, scores, tie-breaks."""
-    decision = client_of(options, shell).get(f"{task_path(options.task)}/decision")
+    found = client_of(options, shell).get(f"{task_path(options.task)}/decision")
     if shell.as_json:
-        shell.json(decision)
+        shell.json(found)
         return exits.OK
-    for line in in_words(decision):
-        shell.line(line)
+    for decision in found["decisions"]:
+        if len(found["decisions"]) > 1:
+            shell.line(f"Attempt {decision['attempt']}, {_clock_time(decision['time_ms'])}:")
+        for line in in_words(decision):
+            shell.line(line)
+    for pool, reason in found["waiting_for"].items():
+        shell.line(f"Waits for {pool}: {reason}.")
+    if not found["decisions"] and not found["waiting_for"]:
+        shell.line(f"The task is {found['state']}; it was never placed.")
     return exits.OK
 
 
 def in_words(decision: dict[str, Any]) -> list[str]:
-    """A decision as sentences. :raises CliError: it is none."""
-    if "selected_pool_id" not in decision:
-        raise CliError(
-            "the server's answer holds no decision", remedy="Is the task still waiting? `llama-orch tasks ID` says."
-        )
+    """A decision as sentences."""
     lines = [f"Placed on {decision['selected_pool_id']}: {decision['decision_reason']}"]
     lines.append(f"Considered: {', '.join(decision['candidates_considered']) or 'no pool'}.")
     for record in decision["filters_applied"]:

@@ -238,7 +238,7 @@ def _plain_settings() -> st.SearchStrategy[dict[str, object]]:
 @given(_plain_settings())
 def test_any_valid_configuration_comes_through_a_file_unchanged(tmp_path_factory, plain):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(yaml.safe_dump(plain, allow_unicode=True), "utf-8")
+    path.write_text(yaml.safe_dump(plain), "utf-8")
     assert load(path, environ={}).settings == msgspec.convert(plain, Settings)
 
 

@@ -39,7 +39,8 @@ def test_the_defaults_are_sound(tmp_path, monkeypatch):
         ({"bind": "nonsense"}, "bind got 'nonsense', takes host:port"),
         ({"pools": [{"id": "a", "engine": "llamacp"}]}, "pools[0].engine got 'llamacp', which is no known engine; did you mean 'llamacpp'?"),
         ({"pools": [{"id": "a", "engine": "tgi"}]}, "which is no known engine; known are llamacpp, mock"),
-        ({"pools": [{"id": "a", "engine": "mock"}]}, "package cannot start the engine 'mock'; use mode: external"),
+        ({"pools": [{"id": "a", "model": "llama3"}]}, "there is no file llama3; name a GGUF file"),
+        ({"pools": [{"id": "a", "engine": "mock", "model": "none/x"}]}, "pools[0].model there is no file"),
         ({"pools": [{"id": "a", "model": "none.gguf"}]}, "pools[0].model there is no file"),
         ({"pools": [{"id": "a", "model": "."}]}, "is no file; name the GGUF file in it"),
         ({"pools": [{"id": "a", "provisioning": {"mode": "external"}}]}, "pools[0].provisioning.url takes the engine's address"),
@@ -62,6 +63,7 @@ def test_a_whole_configuration_with_external_engines_is_sound(tmp_path, monkeypa
         "journal": {"url": "postgresql+psycopg://u@h/d"},
         "pools": [
             {"id": "a", "model": "m.gguf"},
+            {"id": "c", "engine": "mock", "model": "any-name"},
             {"id": "b", "engine": "mock", "model": "x", "provisioning": {"mode": "external", "url": "http://127.0.0.1:1/v"}},
         ],
     }  # fmt: skip

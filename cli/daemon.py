@@ -1,0 +1,250 @@
+"""orchestratord: settings become plugins, journal, services, pools and the web application, and live until a signal.
+
+This is the composition root: the one place that knows all rooms. What can fail for a reason that a person can mend
+comes first: address, data directory, journal. Only then does anything start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .. import __version__
+from ..core.errors import JournalError, JournalLockedError, JournalUnavailableError
+from . import exits, server_file
+from .config import Loaded, make_data_directory
+from .config_check import require_sound
+from .exits import CliError
+from .journal_access import make_store, place_of
+from .redact import redact
+from .shell import Shell
+
+if TYPE_CHECKING:
+    from ..core.journal.journal import Journal
+    from ..core.ports import PlacementPolicy
+    from ..core.services.container import Services
+
+#: how long answers may take after the first signal; streams are told at once
+_GRACE_S = 1.0
+#: how long ending may take after the second signal; what was accepted is in the journal
+_HURRY_S = 2.0
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now_ns(self) -> int:
+        """Unix time, nanoseconds."""
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        """Time that never runs backwards, nanoseconds."""
+        return time.monotonic_ns()
+
+
+def serve(loaded: Loaded, shell: Shell, *, until_eof: bool = False) -> int:
+    """Run the server until it is told to stop; the exit status.
+
+    :param until_eof: stop also when standard input ends and no task is left.
+    :raises CliError: it cannot start, or lost its journal, with the reason and the remedy.
+    """
+    os.umask(0o077)
+    require_sound(loaded)
+    make_data_directory(loaded.data_dir)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Daemon(loaded, shell, until_eof=until_eof).run())
+
+
+class _Daemon:
+    """One run of the server."""
+
+    def __init__(self, loaded: Loaded, shell: Shell, *, until_eof: bool) -> None:
+        self._loaded = loaded
+        self._shell = shell
+        self._until_eof = until_eof
+        self._stop = asyncio.Event()
+        self._signals = 0
+        #: why it had to stop by itself
+        self._lost = ""
+
+    async def run(self) -> int:
+        """Compose and serve; what was composed is taken apart in the opposite order."""
+        from ..api.app import create_app
+        from ..api.server import loopback_socket
+        from ..api.server import serve as serve_http
+        from ..core.services.container import build_services
+        from ..pools.supervisor import Supervisor
+
+        loaded, settings = self._loaded, self._loaded.settings
+        async with contextlib.AsyncExitStack() as undo:
+            listener = undo.enter_context(contextlib.closing(loopback_socket(settings.bind)))
+            self._catch_signals()
+            journal = await self._open_journal()
+            undo.push_async_callback(journal.close)
+            clock = SystemClock()
+            supervisor = Supervisor(settings, data_dir=loaded.data_dir)
+            services = build_services(
+                journal,
+                settings=settings,
+                engines=supervisor,
+                policy=self._policy(),
+                clock=clock,
+                api_version=__version__,
+            )
+            self._declare(journal, services)
+            undo.push_async_callback(self._close_services, journal, services)
+            services.start()
+            supervisor.start(services.pools)
+            undo.push_async_callback(supervisor.close)
+            self._watch_input(journal)
+            app = create_app(services, settings)
+            undo.callback(server_file.remove, loaded.data_dir, os.getpid())
+            await serve_http(app, settings, stop=self._stop, listener=listener, ready=self._announce, grace_s=_GRACE_S)
+        if self._lost:
+            raise CliError(self._lost, remedy="`llama-orch status` shows whether another server took over.")
+        return exits.OK
+
+    # --- composing -----------------------------------------------------------------------------------------------
+
+    async def _open_journal(self) -> Journal:
+        from ..core.journal.journal import Journal, JournalOptions
+
+        loaded, settings = self._loaded, self._loaded.settings
+        options = JournalOptions(
+            version=__version__,
+            window_s=settings.journal.commit_window_ms / 1000,
+            pending_bytes=settings.journal.pending_bytes,
+            buffer_bytes=settings.streams.buffer_bytes,
+            snapshots=loaded.data_dir / "snapshots" if settings.journal.snapshot_every else None,
+        )
+        journal = Journal(make_store(loaded), SystemClock(), options)
+        journal.on_fatal(self._lose)
+        try:
+            await journal.open()
+        except JournalLockedError as error:
+            running = server_file.read(loaded.data_dir)
+            who = f" (process {running.pid} at {running.url})" if running else ""
+            raise CliError(
+                f"another server{who} uses the journal {place_of(loaded)}",
+                remedy="Use that one, stop it with `llama-orch stop`, or start this one with another --data-dir.",
+                code="JOURNAL_LOCKED",
+            ) from error
+        except (JournalError, OSError) as error:
+            said = error.message if isinstance(error, JournalError) else f"{error.strerror or error}"
+            remedy = (
+                error.what_to_do if isinstance(error, JournalError) and error.what_to_do != JournalError.remedy else ""
+            )
+            raise CliError(
+                f"the journal {place_of(loaded)} cannot be opened: {said}",
+                remedy=remedy or "Free disk space or repair the database; `llama-orch journal verify` locates damage.",
+                code="JOURNAL_UNAVAILABLE",
+            ) from error
+        return journal
+
+    def _policy(self) -> PlacementPolicy:
+        from ..plugins.manager import PluginManager
+
+        return PluginManager().placement_policies()[self._loaded.settings.policies.placement]
+
+    def _declare(self, journal: Journal, services: Services) -> None:
+        from ..core.events.server import ConfigApplied
+
+        plain = redact(msgspec.to_builtins(self._loaded.settings))
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        journal.append([ConfigApplied(digest=digest, config=text)], actor="config", correlation="")
+        services.pools.declare(self._loaded.settings)
+
+    def _announce(self, url: str) -> None:
+        """Connections are accepted: write it down, tell it, and put the start's objects out of the collector's way."""
+        loaded = self._loaded
+        running = server_file.ServerFile(
+            pid=os.getpid(),
+            started=server_file.process_start(os.getpid()),
+            url=url,
+            version=__version__,
+            data_dir=str(loaded.data_dir),
+            temporary=self._until_eof,
+        )
+        server_file.write(loaded.data_dir, running)
+        if self._shell.as_json:
+            self._shell.json_line(
+                {"url": url, "data_dir": str(loaded.data_dir), "openai_base_url": f"{url}/v1", "pid": os.getpid()}
+            )
+        else:
+            self._shell.line(f"llama-orch {__version__}")
+            self._shell.line(f"  url:  {url}")
+            self._shell.line(f"  data: {loaded.data_dir}")
+            self._shell.line(f"  export OPENAI_BASE_URL={url}/v1")
+        self._shell.stdout.flush()
+        gc.collect()
+        gc.freeze()
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    async def _close_services(self, journal: Journal, services: Services) -> None:
+        from ..core.events.server import ServerStopped
+
+        await services.close()
+        with contextlib.suppress(JournalUnavailableError):
+            journal.append([ServerStopped(epoch=journal.epoch)], actor="server", correlation="")
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._on_signal)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._stop.set()
+        if self._signals == 2:
+            asyncio.get_running_loop().call_later(_HURRY_S, os._exit, exits.TERMINATED)
+        elif self._signals > 2:
+            os._exit(exits.TERMINATED)
+
+    def _lose(self, error: JournalError) -> None:
+        self._lost = f"the journal is lost: {error.message}"
+        self._stop.set()
+
+    def _watch_input(self, journal: Journal) -> None:
+        """With ``until_eof``: once standard input ended, stop as soon as no task is left."""
+        if not self._until_eof:
+            return
+        loop = asyncio.get_running_loop()
+        ended = False
+
+        def stop_when_idle(_records: object = None) -> None:
+            if ended and not journal.head.tasks.live:
+                self._stop.set()
+
+        def on_end() -> None:
+            nonlocal ended
+            ended = True
+            stop_when_idle()
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while os.read(0, 65_536):
+                    pass
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(on_end)
+
+        journal.on_committed(stop_when_idle)
+        threading.Thread(target=read, name="standard-input", daemon=True).start()
