@@ -53,6 +53,14 @@ LOG_CAUSES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 
 
+def package_version() -> str:
+    """Version of the installed package, or "". Engines of another version are not adopted, so this is what runs."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def plan(config: Mapping[str, Any]) -> LaunchPlan:
     """How to start the server.
 
@@ -63,11 +71,10 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
     Raises:
         ConfigError: the package or the model's file is missing, the file is no GGUF, or an option is unknown.
     """
-    try:
-        version = metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
+    version = package_version()
+    if not version:
         msg = f"the package {PACKAGE} is not installed"
-        raise ConfigError(msg, remedy=LOG_CAUSES[0][2]) from None
+        raise ConfigError(msg, remedy=LOG_CAUSES[0][2])
     path = Path(str(config.get("model_path", "")))
     try:
         trained = read_head(path).context_length

@@ -26,7 +26,7 @@ from ._chat_template import PROBES, ChatTemplate, TemplateError, agreeing, plain
 from ._http import HttpClient, HttpError, HttpResponse, StreamRequest
 from ._llama_frames import RESPONSE_FIELDS, CompletionStream, failure_of_body
 from ._llama_identity import engine_version, model_digest, tokenizer_digest
-from ._llama_launch import plan
+from ._llama_launch import package_version, plan
 from ._slots import EngineGoneError, SlotWatch
 
 T = TypeVar("T")
@@ -103,8 +103,8 @@ class LlamaCpp:
     """Client of one llama.cpp server.
 
     Args:
-        config: ``url``; optional ``model_path`` (its model file on this machine), ``package_version`` (set by who
-            launched it from the package), ``device``, ``headers`` (a mapping sent with every request).
+        config: ``url``; optional ``model_path`` (its model file on this machine), ``launched`` (it is the
+            package's server, started by :func:`~._llama_launch.plan`), ``device``, ``headers`` (a mapping sent with every request).
 
     Raises:
         ConfigError: the URL is none.
@@ -118,7 +118,7 @@ class LlamaCpp:
         except ValueError as error:
             raise ConfigError(str(error), field="url", got=config.get("url")) from error
         self._model_path = str(config.get("model_path", ""))
-        self._package_version = str(config.get("package_version", ""))
+        self._package_version = package_version() if config.get("launched") else ""
         self._device = str(config.get("device", "") or "cpu")
         self._slots = SlotWatch(self._look)
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)

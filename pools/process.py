@@ -1,0 +1,242 @@
+"""Engine processes: started in a session of their own, watched, ended with all their descendants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from ..core.ports import LaunchPlan
+from . import identity as identities
+from .identity import MARKER, Identity, ProcessTable
+from .lifecycle import Trouble
+
+#: an engine's log is cut to its newer half beyond this
+LOG_BYTES: Final = 4 * 1024 * 1024
+#: as much of a log is searched for a cause
+TAIL_BYTES: Final = 64 * 1024
+#: between two looks at an adopted process, where the system cannot tell of its end
+POLL_S: Final = 0.25
+#: what engines need not know: this project's own settings and everybody's secrets
+_WITHHELD: Final = re.compile(r"^LLORCH_|TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+
+
+class EngineProcess:
+    """A living engine process, our child or an adopted one.
+
+    ``on_exit`` is called once, on the event loop, with why it ended.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        plan: LaunchPlan,
+        log_path: Path,
+        table: ProcessTable,
+        on_exit: Callable[[Trouble], None],
+        child: subprocess.Popen[bytes] | None,
+    ) -> None:
+        self.identity = identity
+        self._plan = plan
+        self._log_path = log_path
+        self._table = table
+        self._on_exit: Callable[[Trouble], None] | None = on_exit
+        self._child = child
+        self._pidfd = -1
+        self._poll: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and its whole group."""
+        if identities.alive(self.identity, self._table):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.identity.pid, number)
+
+    def detach(self) -> None:
+        """Watch it no longer; it lives on."""
+        self._on_exit = None
+        self._unwatch()
+        if self._child is not None:
+            # Popen warns when it is forgotten with its process alive; here that is the intention.
+            self._child.returncode = 0
+
+    # --- inside
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(self.identity.pid)
+            except OSError:
+                loop.call_soon(self._gone)
+            else:
+                loop.add_reader(self._pidfd, self._gone)
+                if not identities.alive(self.identity, self._table):
+                    loop.call_soon(self._gone)  # it ended, and its pid went to another, before the watch began
+        else:
+            self._poll = loop.call_later(POLL_S, self._look)
+
+    def _look(self) -> None:
+        if identities.alive(self.identity, self._table):
+            self._poll = asyncio.get_running_loop().call_later(POLL_S, self._look)
+        else:
+            self._gone()
+
+    def _gone(self) -> None:
+        on_exit, self._on_exit = self._on_exit, None
+        self._unwatch()
+        if on_exit is None:
+            return
+        status: int | None = None
+        if self._child is not None:
+            # While the child is not waited for, its pid, and with it the group's number, is nobody else's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.identity.pid, signal.SIGKILL)
+            status = self._child.wait()
+        reap_marked(self._table, self.identity.marker, exact=True)
+        on_exit(explain(status, tail(self._log_path, self.identity.log_offset), self._plan))
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+
+
+def spawn(
+    plan: LaunchPlan,
+    *,
+    pool_id: str,
+    generation: int,
+    port: int,
+    owner: str,
+    record: Path,
+    log_path: Path,
+    table: ProcessTable,
+    on_exit: Callable[[Trouble], None],
+    environment: Mapping[str, str],
+) -> EngineProcess:
+    """Start an engine; when this returns, its identity is on disk.
+
+    Raises:
+        OSError: it cannot be started, or its identity not be written; then nothing is left running.
+    """
+    marker = f"{owner}/{pool_id}/{generation}"
+    log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    bound(log_path)
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        offset = os.fstat(log).st_size
+        child = subprocess.Popen(
+            list(plan.argv),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={**child_environment(environment), **plan.env, MARKER: marker},
+        )
+    finally:
+        os.close(log)
+    try:
+        identity = Identity(
+            pool_id=pool_id,
+            generation=generation,
+            pid=child.pid,
+            # A child that ended at once still has its remains, which tell no start time; it is gone by then anyway.
+            start_ticks=table.start_ticks(child.pid) or 0,
+            boot_id=table.boot_id(),
+            plan_digest=identities.plan_digest(plan),
+            url=plan.url,
+            port=port,
+            marker=marker,
+            log_offset=offset,
+        )
+        identities.write(record, identity)
+    except OSError:
+        child.kill()
+        child.wait()
+        raise
+    return EngineProcess(identity, plan, log_path, table, on_exit, child)
+
+
+def adopt(
+    identity: Identity, plan: LaunchPlan, *, log_path: Path, table: ProcessTable, on_exit: Callable[[Trouble], None]
+) -> EngineProcess:
+    """Watch over an engine that an earlier run of this program started."""
+    return EngineProcess(identity, plan, log_path, table, on_exit, None)
+
+
+def reap_marked(table: ProcessTable, prefix: str, *, exact: bool = False, spare: str = "") -> list[int]:
+    """Kill the processes whose marker begins so, but for those marked ``spare``; answers their pids."""
+    killed = []
+    for pid, marker in list(table.marked(prefix)):
+        if (exact and marker != prefix) or (spare and marker == spare):
+            continue
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+    return killed
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of this process's environment an engine gets."""
+    return {name: value for name, value in environment.items() if not _WITHHELD.search(name)}
+
+
+def explain(status: int | None, log: str, plan: LaunchPlan) -> Trouble:
+    """Why a process ended, by its log first and its status second."""
+    if status == -signal.SIGKILL:
+        return Trouble(
+            "killed",
+            "the engine was killed (signal 9)",
+            "If nobody killed it, the system ran out of memory: lower ctx or slots, or use a smaller model.",
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for pattern, cause, advice in plan.log_causes:
+        for line in lines:
+            if re.search(pattern, line):
+                return Trouble(cause, line[:300], advice)
+    last = lines[-1][:300] if lines else ""
+    if status is None:
+        return Trouble("engine-exited", last, "The pool's log may say more.")
+    if status < 0:
+        name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
+        return Trouble("engine-crashed", f"ended by {name}; {last}".rstrip("; "), "The pool's log may say more.")
+    return Trouble("engine-exited", f"exit status {status}; {last}".rstrip("; "), "The pool's log may say more.")
+
+
+def tail(log_path: Path, offset: int) -> str:
+    """The end of what a log got since an offset."""
+    try:
+        with log_path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = offset if offset <= size else 0  # the log was cut meanwhile
+            file.seek(max(start, size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def bound(log_path: Path, limit: int = LOG_BYTES) -> None:
+    """Cut a log that has grown too long to its newer part; its writer, which appends, does not notice."""
+    try:
+        with log_path.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                file.seek(size - limit // 2)
+                rest = file.read(limit)
+                file.seek(0)
+                file.truncate()
+                file.write(rest[rest.find(b"\n") + 1 :])
+    except FileNotFoundError:
+        return
