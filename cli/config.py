@@ -94,8 +94,37 @@ def load(
             set_by |= layer.origins
     if faults:
         raise _error(faults, chosen)
-    settings = msgspec.convert(merged, Settings)
+    settings = with_named_models(msgspec.convert(merged, Settings))
     return Loaded(settings, chosen, set_by, data_directory(settings))
+
+
+def with_named_models(settings: Settings) -> Settings:
+    """The settings with every model file under a name: the one that ``models`` gives it, else the file's own.
+
+    Clients ask for names and never see a path.
+
+    :raises ConfigError: two files would have one name.
+    """
+    models = dict(settings.models)
+    names = {path: name for name, path in reversed(models.items()) if is_path(path)}
+    pools = []
+    for number, pool in enumerate(settings.pools):
+        if pool.provisioning.mode == "package" and is_path(pool.model):
+            path = pool.model
+            name = names.setdefault(path, Path(path).stem)
+            if models.setdefault(name, path) != path or name == "haiku":
+                raise ConfigError(
+                    f"pools[{number}].model: {path} would be named {name!r}, which is taken",
+                    field=f"pools[{number}].model",
+                    got=path,
+                    remedy="Give the file another name under `models`, e.g. models: {my-model: " + path + "}.",
+                )
+            pool = msgspec.structs.replace(pool, model=name)
+        pools.append(pool)
+    for name, path in models.items():
+        if names.get(path, name) != name:
+            models[name] = names[path]
+    return msgspec.structs.replace(settings, models=models, pools=pools)
 
 
 def data_directory(settings: Settings) -> Path:
@@ -220,6 +249,9 @@ def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
     sqlite = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/?][^?]*)(\?.*)?", url)
     if sqlite and sqlite[2] != ":memory:":
         values["journal"]["url"] = sqlite[1] + absolute(sqlite[2]) + (sqlite[3] or "")
+    for name, model in values.get("models", {}).items():
+        if is_path(model):
+            values["models"][name] = absolute(model.removeprefix("file:"))
     for pool in values.get("pools", []):
         model = pool.get("model", "haiku")
         external = pool.get("provisioning", {}).get("mode", "package") == "external"

@@ -52,7 +52,8 @@ def faults(
     settings = loaded.settings
 
     def fault(key: str, got: object, message: str) -> Fault:
-        return Fault(loaded.origin(key), got, key, message)
+        origin = loaded.origin(key)
+        return Fault("" if origin == "default" else origin, got, key, message)
 
     bind = bind_fault(settings.bind)
     if bind:
@@ -74,11 +75,11 @@ def faults(
                 f"{key}.id", pool.id, f"{pool.id!r} is taken by pools[{seen[pool.id]}]; give each pool its own id"
             )
         seen.setdefault(pool.id, number)
-        for name, got, message in _pool_faults(pool, engines, launchers):
+        for name, got, message in _pool_faults(pool, settings.models.get(pool.model, pool.model), engines, launchers):
             yield fault(f"{key}.{name}", got, message)
-    served = {name for pool in settings.pools for name in (pool.model, Path(pool.model).stem, *pool.aliases)}
+    served = {name for pool in settings.pools for name in (pool.model, *pool.aliases)}
     for alias, model in settings.models.items():
-        if settings.pools and model not in served and model not in settings.models:
+        if settings.pools and alias not in served and model not in served:
             yield fault(
                 f"models.{alias}", model, f"names the model {model!r}, which no pool serves{nearest(model, served)}"
             )
@@ -117,7 +118,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _pool_faults(
-    pool: PoolSettings, engines: Collection[str], launchers: Collection[str]
+    pool: PoolSettings, model: str, engines: Collection[str], launchers: Collection[str]
 ) -> Iterator[tuple[str, object, str]]:
     if pool.engine not in engines:
         yield "engine", pool.engine, _unknown("engine", pool.engine, engines)
@@ -135,16 +136,12 @@ def _pool_faults(
             pool.provisioning.url,
             "is only for mode: external; this pool starts its engine itself",
         )
-    if (pool.engine in launchers and pool.model != "haiku") or is_path(pool.model):
-        path = Path(pool.model)
+    if (pool.engine in launchers and model != "haiku") or is_path(model):
+        path = Path(model)
         if not path.exists():
-            yield (
-                "model",
-                pool.model,
-                f"there is no file {pool.model}; name a GGUF file, or haiku for the bundled model",
-            )
+            yield "model", model, f"there is no file {model}; name a GGUF file, or haiku for the bundled model"
         elif not path.is_file():
-            yield "model", pool.model, f"{pool.model} is no file; name the GGUF file in it"
+            yield "model", model, f"{model} is no file; name the GGUF file in it"
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

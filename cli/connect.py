@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
-_LOG_NAME = "temporary-server.log"
+#: what a server for one call says, in its data directory
+SERVER_LOG = "temporary-server.log"
 
 
 def loaded_from(options: argparse.Namespace, shell: Shell, **flags: str) -> Loaded:
@@ -87,7 +88,7 @@ def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[C
     from .config import make_data_directory
 
     make_data_directory(loaded.data_dir)
-    log = loaded.data_dir / _LOG_NAME
+    log = loaded.data_dir / SERVER_LOG
     with _open_private(log) as log_file:
         child = subprocess.Popen(
             [sys.executable, "-m", "llama_orch.cli.main", "serve", "--bind", "127.0.0.1:0", "--until-eof", *arguments],

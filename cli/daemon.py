@@ -32,7 +32,6 @@ from .shell import Shell
 
 if TYPE_CHECKING:
     from ..core.journal.journal import Journal
-    from ..core.ports import PlacementPolicy
     from ..core.services.container import Services
 
 #: how long answers may take after the first signal; streams are told at once
@@ -88,7 +87,8 @@ class _Daemon:
         from ..api.server import loopback_socket
         from ..api.server import serve as serve_http
         from ..core.services.container import build_services
-        from ..pools.supervisor import Supervisor
+        from ..plugins.manager import PluginManager
+        from ..pools.manager import PoolManager
 
         loaded, settings = self._loaded, self._loaded.settings
         async with contextlib.AsyncExitStack() as undo:
@@ -96,21 +96,23 @@ class _Daemon:
             self._catch_signals()
             journal = await self._open_journal()
             undo.push_async_callback(journal.close)
-            clock = SystemClock()
-            supervisor = Supervisor(settings, data_dir=loaded.data_dir)
+            plugins, clock = PluginManager(), SystemClock()
+            pools = PoolManager(
+                data_dir=loaded.data_dir, engines=plugins.engines(), launchers=plugins.launchers(), clock=clock
+            )
             services = build_services(
                 journal,
                 settings=settings,
-                engines=supervisor,
-                policy=self._policy(),
+                engines=pools,
+                policy=plugins.placement_policies()[settings.policies.placement],
                 clock=clock,
                 api_version=__version__,
             )
             self._declare(journal, services)
             undo.push_async_callback(self._close_services, journal, services)
             services.start()
-            supervisor.start(services.pools)
-            undo.push_async_callback(supervisor.close)
+            undo.push_async_callback(pools.stop, kill_engines=True)
+            await pools.start(settings, services.pools)
             self._watch_input(journal)
             app = create_app(services, settings)
             undo.callback(server_file.remove, loaded.data_dir, os.getpid())
@@ -155,11 +157,6 @@ class _Daemon:
                 code="JOURNAL_UNAVAILABLE",
             ) from error
         return journal
-
-    def _policy(self) -> PlacementPolicy:
-        from ..plugins.manager import PluginManager
-
-        return PluginManager().placement_policies()[self._loaded.settings.policies.placement]
 
     def _declare(self, journal: Journal, services: Services) -> None:
         from ..core.events.server import ConfigApplied

@@ -106,7 +106,9 @@ class Follower:
         now = self.clock()
         self._first_token_s = self._first_token_s or now
         text = str(data.get("t", ""))
-        self.tokens = max(self.tokens + 1, int(data.get("i", 0)))
+        self.tokens = int(data.get("i", self.tokens)) + int(data.get("n", 1))
+        if data.get("channel") or data.get("choice"):
+            return
         self.text.append(text)
         if self.show_text and not self.frames_as_json and text:
             if self.shell.at_terminal:

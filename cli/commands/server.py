@@ -127,7 +127,7 @@ def status(options: argparse.Namespace, shell: Shell) -> int:
         if options.url or shell.environ.get("LLORCH_URL")
         else server_file.read(loaded_from(options, shell).data_dir)
     )
-    waiting = sum(len(group["tasks"]) for group in queue["groups"])
+    waiting = sum(len(group["entries"]) for group in queue["groups"])
     if shell.as_json:
         shell.json(
             {

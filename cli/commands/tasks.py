@@ -191,7 +191,7 @@ def queue(options: argparse.Namespace, shell: Shell) -> int:
             f"{entry['predicted_start_ms'] / 1000:.1f} s",
         )
         for group in groups
-        for entry in group["tasks"]
+        for entry in group["entries"]
     ]
     shell.table(("GROUP", "POSITION", "TASK", "PRIORITY", "WAITED", "STARTS IN"), rows, empty="The queue is empty.")
     return exits.OK

@@ -159,15 +159,31 @@ def test_paths_are_relative_to_the_file_that_names_them(write, tmp_path, monkeyp
     monkeypatch.chdir(elsewhere)
     path = write(
         "data_dir: data\njournal: {url: 'sqlite:///j/journal.db'}\n"
-        "pools: [{id: a, model: models/m.gguf}, {id: b, model: file:../m.gguf}, {id: c},"
+        "pools: [{id: a, model: models/m.gguf}, {id: b, model: file:../n.gguf}, {id: c},"
         " {id: d, model: m, provisioning: {mode: external, url: 'http://127.0.0.1:1'}}]\n"
     )
     loaded = load(path, environ={})
     assert loaded.data_dir == tmp_path / "data"
     assert loaded.settings.journal.url == f"sqlite:///{tmp_path}/j/journal.db"
     models = [pool.model for pool in loaded.settings.pools]
-    assert models == [f"{tmp_path}/models/m.gguf", f"{tmp_path.parent}/m.gguf", "haiku", "m"]
+    assert models == ["m", "n", "haiku", "m"]
+    assert loaded.settings.models == {"m": f"{tmp_path}/models/m.gguf", "n": f"{tmp_path.parent}/n.gguf"}
     assert load(path, environ={"LLORCH_DATA_DIR": "here"}).data_dir == elsewhere / "here"
+
+
+def test_a_model_file_gets_the_name_that_models_gives_it_and_more_names_are_aliases(write, tmp_path):
+    path = write("models: {small: m.gguf, other: m.gguf, fast: small}\npools: [{id: a, model: ./m.gguf}]\n")
+    settings = load(path, environ={}).settings
+    assert settings.pools[0].model == "small"
+    assert settings.models == {"small": f"{tmp_path}/m.gguf", "other": "small", "fast": "small"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pools: [{id: a, model: x/m.gguf}, {id: b, model: y/m.gguf}]", "pools: [{id: a, model: x/haiku.gguf}]"],
+)
+def test_two_model_files_of_one_name_are_refused(write, text):
+    assert "which is taken" in complaint(write(text), environ={}).message
 
 
 def test_the_file_comes_from_the_flag_then_the_variable_then_the_users_directory(write, tmp_path):

@@ -42,7 +42,7 @@ def test_the_defaults_are_sound(tmp_path, monkeypatch):
         ({"pools": [{"id": "a", "model": "llama3"}]}, "there is no file llama3; name a GGUF file"),
         ({"pools": [{"id": "a", "engine": "mock", "model": "none/x"}]}, "pools[0].model there is no file"),
         ({"pools": [{"id": "a", "model": "none.gguf"}]}, "pools[0].model there is no file"),
-        ({"pools": [{"id": "a", "model": "."}]}, "is no file; name the GGUF file in it"),
+        ({"pools": [{"id": "a", "model": "./"}]}, "is no file; name the GGUF file in it"),
         ({"pools": [{"id": "a", "provisioning": {"mode": "external"}}]}, "pools[0].provisioning.url takes the engine's address"),
         ({"pools": [{"id": "a", "provisioning": {"url": "http://127.0.0.1:1"}}]}, "is only for mode: external"),
         ({"policies": {"placement": "defualt"}}, "no known placement policy; did you mean 'default'?"),

@@ -1,0 +1,251 @@
+"""What `doctor` looks at: the machine, the installation, the configuration, and the whole way of a task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .exits import CliError
+from .shell import Shell
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .config import Loaded
+    from .detect import Machine
+
+Verdict = Literal["ok", "warning", "failed"]
+
+_LITTLE_SPACE_BYTES = 1_073_741_824
+_NEEDED_SPACE_BYTES = 16_777_216
+#: file systems on which SQLite's locks do not hold across machines
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    remedy: str = ""
+
+
+def python_version(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+    """Whether this Python is new enough."""
+    said = ".".join(map(str, version))
+    if version < (3, 11):
+        return Finding("python", "failed", f"{said} is too old", "Install Python 3.11 or newer.")
+    return Finding("python", "ok", said)
+
+
+def data_directory(path: Path, free_bytes: int | None = None, mounts: str | None = None) -> Finding:
+    """Whether the data directory can be written, has room, and lies on a local disk."""
+    from ..core.errors import ConfigError
+    from .config import make_data_directory
+
+    try:
+        make_data_directory(path)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"x")
+    except (ConfigError, OSError) as error:
+        what = error.message if isinstance(error, ConfigError) else f"{path}: {error.strerror}"
+        return Finding("data directory", "failed", what, "Name another one with --data-dir or data_dir.")
+    free = shutil.disk_usage(path).free if free_bytes is None else free_bytes
+    room = f"{path}, {free / 2**30:.1f} GiB free"
+    if free < _NEEDED_SPACE_BYTES:
+        return Finding("data directory", "failed", room, "Free disk space: the journal could not be written.")
+    kind = _file_system(
+        path,
+        Path("/proc/mounts").read_text("utf-8") if mounts is None and Path("/proc/mounts").exists() else mounts or "",
+    )
+    if kind in _REMOTE:
+        return Finding(
+            "data directory",
+            "warning",
+            f"{room}, on {kind}",
+            "SQLite needs a local disk; or set journal.url to PostgreSQL.",
+        )
+    if free < _LITTLE_SPACE_BYTES:
+        return Finding("data directory", "warning", room, "Free disk space soon: a full disk stops admissions.")
+    return Finding("data directory", "ok", room)
+
+
+def _file_system(path: Path, mounts: str) -> str:
+    """The type of the file system that holds a path."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _device, point, found, *_rest = [*line.split(" "), "", "", ""]
+        point = point.replace("\\040", " ")
+        inside = str(path) == point or str(path).startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, found
+    return kind
+
+
+def port(loaded: Loaded) -> Finding:
+    """Whether the address is free, or our own server's."""
+    from . import server_file
+    from .config_check import split_bind
+
+    bind = loaded.settings.bind
+    running = server_file.read(loaded.data_dir)
+    if running is not None:
+        return Finding("address", "ok", f"a server runs at {running.url} (process {running.pid})")
+    host, number = split_bind(bind)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, number))
+        except OSError as error:
+            return Finding(
+                "address",
+                "failed",
+                f"{bind}: {error.strerror}",
+                "Choose another port: --bind 127.0.0.1:0, or bind in the configuration.",
+            )
+    return Finding("address", "ok", f"{bind} is free")
+
+
+def engine(
+    machine: Machine, version_of: Callable[[str], str] = metadata.version, *, gpu_seen: bool | None = None
+) -> Finding:
+    """Whether the engine's package is there, and whether a GPU sits beside a build for processors only."""
+    from .detect import nvidia_device_files
+
+    try:
+        version = version_of("xllamacpp")
+    except metadata.PackageNotFoundError:
+        return Finding(
+            "engine", "failed", "the package xllamacpp is not installed", "python -m pip install 'llama-orch[llamacpp]'"
+        )
+    seen = bool(machine.gpus) or (nvidia_device_files() if gpu_seen is None else gpu_seen)
+    if seen:
+        names = ", ".join(gpu.name for gpu in machine.gpus) or "an NVIDIA GPU"
+        return Finding(
+            "engine",
+            "warning",
+            f"xllamacpp {version} is a build for processors, beside {names}",
+            "Run a CUDA build of llama-server and name it in a pool (mode: external); docs/how-to/configure-pools.md shows it.",
+        )
+    return Finding("engine", "ok", f"xllamacpp {version}")
+
+
+def gpus(machine: Machine) -> Finding:
+    """The GPUs that NVML sees."""
+    if machine.gpus:
+        return Finding("gpus", "ok", ", ".join(f"{gpu.name}, {gpu.memory_gib:.0f} GiB" for gpu in machine.gpus))
+    from .detect import nvidia_device_files
+
+    if nvidia_device_files():
+        return Finding(
+            "gpus", "warning", machine.gpu_note, "python -m pip install 'llama-orch[nvidia]', and check nvidia-smi."
+        )
+    return Finding("gpus", "ok", f"none ({machine.gpu_note})")
+
+
+def bundled_model() -> Finding:
+    """Whether the haiku model's file is there."""
+    from ..haiku import model_path
+
+    try:
+        path = model_path()
+    except FileNotFoundError as error:
+        return Finding("bundled model", "failed", str(error), "Install llama-orch again.")
+    return Finding("bundled model", "ok", f"haiku, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def configuration(loaded: Loaded) -> list[Finding]:
+    """What is wrong with the configuration."""
+    from .config_check import check
+
+    faults = check(loaded)
+    source = str(loaded.path) if loaded.path else "defaults, no file"
+    if not faults:
+        return [Finding("configuration", "ok", source)]
+    return [Finding("configuration", "failed", str(fault), f"Correct {source}.") for fault in faults]
+
+
+def self_test(environ: Mapping[str, str], quiet: Shell) -> Iterator[Finding]:
+    """The bundled model on a server of its own: preload, decode, cancel, metrics, log."""
+    if util.find_spec("xllamacpp") is None:
+        yield Finding(
+            "self-test", "failed", "there is no engine to test with", "python -m pip install 'llama-orch[llamacpp]'"
+        )
+        return
+    from .config import load
+    from .connect import SERVER_LOG, own_server
+
+    with tempfile.TemporaryDirectory(prefix="llama-orch-doctor-") as folder:
+        empty = Path(folder) / "config.yaml"
+        empty.write_text("", "utf-8")
+        clean = {name: value for name, value in environ.items() if not name.startswith("LLORCH_")}
+        data_dir = Path(folder) / "data"
+        loaded = load(empty, environ=clean, flags={"data_dir": str(data_dir)})
+        shell = Shell(quiet.stdin, quiet.stdout, quiet.stderr, clean, as_json=True, quiet=True)
+        try:
+            with own_server(
+                loaded, shell, ["--config", str(empty), "--data-dir", str(data_dir), "--set", "log.format=json"]
+            ) as client:
+                yield Finding("preload", "ok", "the model is loaded and the pool ready")
+                yield from _tasks(client)
+                log = (data_dir / SERVER_LOG).read_text("utf-8", "replace")
+                yield _log(log)
+        except CliError as error:
+            yield Finding("self-test", "failed", error.message, error.remedy)
+
+
+def _tasks(client: Client) -> Iterator[Finding]:
+    asked = {
+        "model_ref": "haiku",
+        "workload": "chat",
+        "messages": [{"role": "user", "content": "Write a haiku about rain"}],
+        "seed": 7,
+    }
+    text, tokens = "", 0
+    task_id = client.post("/v1/tasks", asked)["task_id"]
+    for frame in client.stream(task_id):
+        data = json.loads(frame.data)
+        if frame.event == "token":
+            text, tokens = text + data["t"], tokens + 1
+        elif frame.event == "error":
+            yield Finding("decode", "failed", str(data.get("message")), str(data.get("remedy", "")))
+            return
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    verdict: Verdict = "ok" if len(lines) == 3 else "failed"
+    yield Finding("decode", verdict, f"{tokens} tokens: {' / '.join(lines)}")
+
+    cancelled = str(uuid.uuid4())
+    client.post("/v1/tasks", {**asked, "task_id": cancelled, "max_tokens": 500, "seed": 8})
+    client.post(f"/v1/tasks/{cancelled}/cancel")
+    state = client.get(f"/v1/tasks/{cancelled}")["state"]
+    ended: Verdict = "ok" if state in {"cancelled", "completed"} else "failed"
+    yield Finding("cancel", ended, f"the task is {state}")
+
+    metrics = str(client.get("/metrics"))
+    counted = [line for line in metrics.splitlines() if line.startswith("tokens_out_total{")]
+    total = sum(float(line.rsplit(" ", 1)[1]) for line in counted)
+    yield Finding("metrics", "ok" if total >= tokens else "failed", f"tokens_out_total {total:g}")
+
+
+def _log(log: str) -> Finding:
+    said = []
+    for line in log.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found.get("task_id"):
+            said.append(str(found.get("human", "")))
+    return Finding(
+        "log", "ok" if said else "failed", f"{len(said)} lines about tasks" + (f", e.g. {said[-1]!r}" if said else "")
+    )
