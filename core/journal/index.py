@@ -96,7 +96,7 @@ def rebuild(store: JournalStore) -> Iterator[IndexRow]:
     by_id: dict[str, _Open] = {}
     by_no: dict[int, _Open] = {}
     for frame in store.frames(1):
-        done: list[tuple[_Open, TaskEnded]] = []
+        done: list[tuple[_Open, TaskEnded, int]] = []
         for fact in decode_facts(frame.facts):
             if fact.name not in ("task.admitted", "task.started", "task.ended", "task.transcribed"):
                 continue
@@ -114,14 +114,14 @@ def rebuild(store: JournalStore) -> Iterator[IndexRow]:
             elif type(payload) is TaskEnded:
                 task.ended, task.ended_ns, task.ended_frame = payload, fact.time_ns, frame.frame_no
             elif type(payload) is TaskTranscribed and task.ended is not None:
-                done.append((task, task.ended))
+                done.append((task, task.ended, frame.frame_no if payload.bytes else 0))
         for chunk_task_no in _tasks_with_entries(frame.texts, frame.end_seq):
             task = by_no.get(chunk_task_no)
             if task is not None:
                 task.entry_frames.append(frame.frame_no)
-        for task, ended in done:
+        for task, ended, transcript_frame in done:
             del by_id[task.admitted.task_id], by_no[task.task_no]
-            yield _row(task, ended, frame.frame_no)
+            yield _row(task, ended, transcript_frame)
 
 
 def _tasks_with_entries(texts: bytes, end_seq: int) -> Iterable[int]:

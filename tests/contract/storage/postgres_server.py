@@ -60,7 +60,10 @@ class PostgresServer:
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **self._as_user())
+            process = subprocess.Popen[bytes](
+                command, stdout=log, stderr=log, start_new_session=True, **self._as_user()
+            )
+        self._process = process
         while True:
             try:
                 psycopg.connect(self.url).close()
