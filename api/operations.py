@@ -9,8 +9,8 @@
         @operation("Get a thing.", errors=(NotFoundError,))
         async def on_get(self, call: Call, thing_id: str) -> ThingInfo: ...
 
-A parameter named ``body`` is decoded from JSON into its type, one named ``query`` from the query string; every other
-parameter stands in the path. What is returned is sent as JSON, :class:`Answer` where status or headers are not the
+A parameter named ``body`` is decoded from JSON into its type (``raw`` gets its bytes beside it), one named ``query`` from
+the query string; every other parameter stands in the path. What is returned is sent as JSON, :class:`Answer` where status or headers are not the
 usual ones. A resource is found because it stands in ``api/resources`` or ``api/compat``; nothing lists it.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -117,7 +118,7 @@ class Resource:
     tag: ClassVar[str] = ""
     #: how errors are written
     shape: ClassVar[ErrorShape] = "native"
-    #: answers on any Host, for probes that do not know the name
+    #: by HTTP method, in lower case
     operations: ClassVar[dict[str, Operation]] = {}
 
     def __init__(self, context: Context) -> None:
@@ -147,6 +148,12 @@ def resource(path: str, *, tag: str, shape: ErrorShape = "native") -> Callable[[
     return declare
 
 
+def _answer_type(hint: Any) -> Any:
+    """The declared type of the JSON answer; ``None`` where there is none."""
+    kinds = [k for k in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) if k is not Answer]
+    return kinds[0] if kinds and kinds[0] is not type(None) else None
+
+
 def operation(
     summary: str,
     *,
@@ -170,8 +177,8 @@ def operation(
             status=status,
             body=hints.get("body"),
             query=hints.get("query"),
-            path=tuple(n for n in names if n not in ("body", "query")),
-            answer=hints.get("return"),
+            path=tuple(n for n in names if n not in ("body", "query", "raw")),
+            answer=_answer_type(hints.get("return")),
             media_type=media_type,
             errors=errors,
             request_headers=request_headers or {},
@@ -180,13 +187,17 @@ def operation(
         decode = decoder_for(declared.body) if declared.body is not None else None
         query = declared.query
         default_status = status
+        wants_raw = "raw" in names
 
         @functools.wraps(method)
         async def responder(self: Resource, req: Request, resp: Response, **params: Any) -> None:
             if query is not None:
                 params["query"] = decode_query(req.scope["query_string"], query)
             if decode is not None:
-                params["body"] = decode(await read_body(req, self.body_limit))
+                raw = await read_body(req, self.body_limit)
+                params["body"] = decode(raw)
+                if wants_raw:
+                    params["raw"] = raw
             answer = await method(self, Call(req), **params)
             if type(answer) is not Answer:
                 resp.status = default_status

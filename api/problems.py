@@ -27,6 +27,15 @@ _OPENAI_TYPES = {
 }
 
 
+def error_types(root: type[OrchError] = OrchError) -> list[type[OrchError]]:
+    """An error type and all below it, in the order of their declaration."""
+    return [root, *(t for below in root.__subclasses__() for t in error_types(below))]
+
+
+#: HTTP status by stable code
+STATUS_OF_CODE = {kind.code: kind.status for kind in reversed(error_types())}
+
+
 class RouteError(OrchError):
     """A request that the HTTP layer itself refuses, with a status beside those of the stable codes."""
 

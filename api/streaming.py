@@ -12,6 +12,8 @@ import msgspec
 from ..core.errors import InternalError, JournalUnavailableError, OrchError
 from .connection import Connection, Send
 
+EVENT_STREAM = "text/event-stream"
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _log = logging.getLogger("llama_orch.api")
 
 

@@ -1,0 +1,116 @@
+"""Builds the application: resources, error answers, and the layer around them."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import falcon
+import falcon.asgi
+from falcon.asgi import Request, Response
+
+from .. import __version__
+from ..core.errors import InvalidParamsError, NotFoundError, OrchError
+from ..core.settings import Settings
+from .asgi import Edge
+from .discovery import resource_types
+from .gate import Gate
+from .metrics import Metrics
+from .openapi import document, to_json
+from .operations import Context
+from .problems import RouteError, body_of, headers_of, internal
+
+_log = logging.getLogger("llama_orch.api")
+
+
+def new_correlation_id() -> str:
+    """A correlation id for a request that brings none: 16 hexadecimal digits."""
+    return os.urandom(8).hex()
+
+
+def create_app(
+    services: Any,
+    settings: Settings,
+    *,
+    version: str = __version__,
+    metrics: Metrics | None = None,
+    now_ns: Callable[[], int] = time.time_ns,
+    new_id: Callable[[], str] = new_correlation_id,
+) -> Edge:
+    """The ASGI application over a server's services.
+
+    :param services: :class:`~llama_orch.core.services.container.Services`, or what looks like it.
+    :param metrics: what ``/metrics`` shows; made, and subscribed to the journal, when not given.
+    """
+    if metrics is None:
+        metrics = Metrics(services)
+        metrics.subscribe()
+    kinds = resource_types()
+
+    @cache
+    def described() -> bytes:
+        return to_json(document(version))
+
+    context = Context(
+        services=services, settings=settings, version=version, metrics=metrics, document=described, now_ns=now_ns
+    )
+    app: falcon.asgi.App[Any, Any] = falcon.asgi.App()
+    app.req_options.strip_url_path_trailing_slash = False
+    paths = [kind.path for kind in kinds]
+    shapes = {kind.path: kind.shape for kind in kinds if kind.shape != "native"}
+    for kind in kinds:
+        app.add_route(kind.path, kind(context))
+
+    async def answer(req: Request, resp: Response, error: OrchError) -> None:
+        correlation: str = req.scope["llama_orch.correlation"]
+        resp.status = error.status
+        for name, value in headers_of(error).items():
+            resp.set_header(name, value)
+        if req.method == "HEAD":
+            return
+        resp.content_type = "application/json"
+        resp.data = body_of(error, shapes.get(req.uri_template or "", "native"), correlation)
+
+    async def known(req: Request, resp: Response, error: OrchError, params: dict[str, Any]) -> None:
+        if error.status >= 500:
+            _log.warning("%s: %s", error.code, error.message, extra={"correlation_id": req.scope["llama_orch.correlation"]})
+        await answer(req, resp, error)
+
+    async def of_falcon(req: Request, resp: Response, error: falcon.HTTPError, params: dict[str, Any]) -> None:
+        for name, value in dict(error.headers or {}).items():
+            resp.set_header(name, value)
+        await answer(req, resp, translate(error, req, paths))
+
+    async def defect(req: Request, resp: Response, error: Exception, params: dict[str, Any]) -> None:
+        correlation: str = req.scope["llama_orch.correlation"]
+        _log.error("%s %s failed", req.method, req.path, exc_info=error, extra={"correlation_id": correlation})
+        await answer(req, resp, internal(correlation))
+
+    app.add_error_handler(Exception, defect)
+    app.add_error_handler(falcon.HTTPError, of_falcon)
+    app.add_error_handler(OrchError, known)
+    return Edge(app, Gate(settings.allowed_hosts, settings.allowed_origins), new_id, shapes)
+
+
+def translate(error: falcon.HTTPError, req: Request, paths: list[str]) -> OrchError:
+    """One of our errors for one of Falcon's."""
+    status = error.status_code
+    if status == 404:
+        near = difflib.get_close_matches(req.path, [p for p in paths if "{" not in p], n=1)
+        msg = f"there is no route {req.path[:200]!r}" + (f"; did you mean {near[0]}?" if near else "")
+        return NotFoundError(msg, field="path", got=req.path[:200], remedy="GET /openapi.json describes every route.")
+    if status == 405:
+        allowed = dict(error.headers or {}).get("Allow", "")
+        msg = f"{req.method} is not served here, only {allowed}"
+        return RouteError(405, "INVALID_PARAMS", msg, field="method", got=req.method, remedy=f"Use one of: {allowed}.")
+    if 400 <= status < 500:
+        msg = f"the request cannot be read: {error.description or error.title or 'malformed'}"
+        return InvalidParamsError(msg, field="request")
+    return RouteError(
+        status, "INTERNAL", error.title or "the server cannot do this", field="request", remedy="Send another request."
+    )

@@ -1,0 +1,1 @@
+"""Routes that other APIs' clients speak; every module here is found and served."""

@@ -1,0 +1,1 @@
+"""Renderings of a task's stream: pure functions from entries to bytes, one module per API."""

@@ -1,0 +1,55 @@
+"""``/v1/models``: the models, as OpenAI's clients list them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..operations import Call, Resource, operation, resource
+
+
+class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A name under which a model can be asked for."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "llama-orch"
+    #: the model behind an alias
+    root: str = ""
+    #: a pool of it can take tasks now
+    ready: bool = False
+    #: largest context of its pools, tokens; 0 = not known yet
+    max_model_len: int = 0
+    pools: list[str] = []
+
+
+class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """All models."""
+
+    object: str = "list"
+    data: list[ModelBody]
+
+
+@resource("/v1/models", tag="openai", shape="openai")
+class ModelsResource(Resource):
+    """All models."""
+
+    @operation("List models.")
+    async def on_get(self, call: Call) -> ModelsBody:
+        """Models and their aliases, ready or not."""
+        out: list[ModelBody] = []
+        pools = self.services.journal.head.pools.by_id
+        for model in self.services.capabilities.models():
+            created = min((pools[p].since_ns for p in model["pools"] if p in pools), default=0) // 1_000_000_000
+            for name in (model["id"], *model["aliases"]):
+                out.append(
+                    ModelBody(
+                        id=name,
+                        created=created,
+                        root=model["id"],
+                        ready=model["ready"],
+                        max_model_len=model["ctx_max"],
+                        pools=model["pools"],
+                    )
+                )
+        return ModelsBody(data=out)
