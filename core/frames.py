@@ -186,6 +186,9 @@ def decode_texts(raw: bytes, end_seq: int) -> list[Chunk]:
         for i in range(n):
             flags, length = values[5 * n + i], values[6 * n + i]
             head = (end_seq - values[i], values[n + i], values[2 * n + i], values[3 * n + i], values[4 * n + i])
+            if head[0] < 0:
+                msg = f"a chunk belongs to task number {head[0]}"
+                raise CorruptJournalError(msg)
             if flags & FLAG_DROPPED:
                 leaf = raw[at : at + LEAF_BYTES]
                 at += LEAF_BYTES

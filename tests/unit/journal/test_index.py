@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,15 +11,7 @@ from hypothesis import strategies as st
 from llama_orch.core.errors import CorruptJournalError
 from llama_orch.core.journal.index import pack_frame_numbers, unpack_frame_numbers
 
-_ascending = st.lists(st.integers(1, 5_000_000), min_size=1, max_size=400).map(lambda steps: _sums(steps))
-
-
-def _sums(steps: list[int]) -> list[int]:
-    numbers, at = [], 0
-    for step in steps:
-        at += step
-        numbers.append(at)
-    return numbers
+_ascending = st.lists(st.integers(1, 5_000_000), min_size=1, max_size=400).map(lambda steps: [*accumulate(steps)])
 
 
 @given(_ascending)
