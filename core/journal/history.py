@@ -62,7 +62,7 @@ def segments_of(transcript: Transcript, limit: int = 512) -> list[Segment]:
     """A transcript's entries in segments of at most ``limit``, each within one epoch."""
     segments = []
     batch = transcript.batch
-    bounds = [first for _, first in transcript.epochs][1:] + [len(batch) + 1]
+    bounds = [*[first for _, first in transcript.epochs][1:], len(batch) + 1]
     token = 0
     for (epoch, first), end in zip(transcript.epochs, bounds, strict=True):
         for start in range(first, end, limit):

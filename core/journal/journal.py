@@ -93,6 +93,7 @@ class Journal:
         self._pending = PendingFrame(1, 0, 1)
         self._inflight: SealedUnit | None = None
         self._prev_hash = bytes(32)
+        self._committed_hash = bytes(32)
         self._flush_handle: asyncio.Handle | None = None
         self._flush_is_timer = False
         self._last_commit = 0.0
@@ -101,7 +102,7 @@ class Journal:
         self._order = itertools.count()
         self._commit_waiters: list[tuple[int, int, Callback]] = []
         self._sync_waiters: list[tuple[int, int, Callback]] = []
-        self._ends_to_sync: deque[tuple[int, str]] = deque()
+        self._ends_to_sync: deque[tuple[int, LiveStream]] = deque()
         self._observers: list[Callable[[list[Recorded]], None]] = []
         self._status_observers: list[Callable[[], None]] = []
         self._rebuilt_observers: list[Callable[[], None]] = []
@@ -149,7 +150,7 @@ class Journal:
     def _begin(self, tail: Tail, head: Head) -> None:
         self.head = head
         self.epoch = tail.epoch
-        self._prev_hash = tail.hash
+        self._prev_hash = self._committed_hash = tail.hash
         self._pending = PendingFrame(tail.frame_no + 1, tail.epoch, tail.next_seq)
         self._inflight = None
         self._lost_error = None
@@ -335,6 +336,8 @@ class Journal:
     async def synced(self, seq: int) -> None:
         """Wait until power loss cannot lose what is before ``seq``. :raises JournalUnavailableError: as above."""
         if seq > self.synced_seq:
+            if seq <= self.committed_seq and self._syncer is not None:
+                self._syncer.committed(self.committed_seq, self._committed_hash, durable=True)
             await self._wait(self._sync_waiters, seq)
 
     def _wait(self, waiters: list[tuple[int, int, Callback]], seq: int) -> asyncio.Future[None]:
@@ -475,14 +478,17 @@ class Journal:
             touched.append(stream)
         for record in sealed.records:
             if type(record.payload) is TaskEnded:
-                self._ends_to_sync.append((sealed.end_seq, record.payload.task_id))
+                ending = self.stream_of(record.payload.task_id)
+                if ending is not None:
+                    self._ends_to_sync.append((sealed.end_seq, ending))
             elif record.name.startswith("task."):
                 stream = self.streams.get(record.payload.task_id)
                 if stream is not None and record.name != "task.transcribed":
                     touched.append(stream)
         if self._syncer is not None:
             frame = sealed.unit.frame
-            self._syncer.committed(sealed.end_seq, frame.hash, durable=sealed.durable)
+            self._committed_hash = frame.hash
+            self._syncer.committed(sealed.end_seq, frame.hash, durable=sealed.durable or bool(self._sync_waiters))
         for stream in touched:
             stream.wake()
         if sealed.records:
@@ -517,10 +523,9 @@ class Journal:
             return
         self.synced_seq = seq
         while self._ends_to_sync and self._ends_to_sync[0][0] <= seq:
-            stream = self.streams.get(self._ends_to_sync.popleft()[1])
-            if stream is not None:
-                stream.terminal = True
-                stream.wake()
+            stream = self._ends_to_sync.popleft()[1]
+            stream.terminal = True
+            stream.wake()
         self._release(self._sync_waiters, seq)
 
     # --- when a write fails ----------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import msgspec
 
 H = TypeVar("H", bound=Callable[..., None])
 
+_FOLDS: dict[Callable[..., None], tuple[type, ...]] = {}
+
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
     """One event with its envelope, as appended or replayed."""
@@ -45,7 +47,7 @@ def on(*types: type) -> Callable[[H], H]:
     """Mark a method as the handler of these event types."""
 
     def mark(method: H) -> H:
-        method._folds = types
+        _FOLDS[method] = types
         return method
 
     return mark
@@ -65,7 +67,9 @@ class Projection:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._handlers = {
-            event: attribute for attribute, member in vars(cls).items() for event in getattr(member, "_folds", ())
+            event: attribute
+            for attribute, member in vars(cls).items()
+            for event in (_FOLDS.get(member, ()) if callable(member) else ())
         }
 
     def handlers(self) -> dict[type, Callable[[Recorded], None]]:

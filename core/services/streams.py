@@ -155,6 +155,8 @@ class Streams:
         row = await asyncio.to_thread(self._journal.store.index_row, task_id)
         if row is None or (owner is not None and row.owner != owner):
             raise not_found(task_id)
+        # The end is shown once it is durable; the transcript may be committed before that.
+        await self._journal.synced(self._journal.committed_seq)
         return await self._ended(row, cursor)
 
     async def _ended(self, row: IndexRow, cursor: Cursor) -> AsyncIterator[list[StreamItem]]:

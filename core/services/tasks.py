@@ -92,6 +92,7 @@ class TaskQueries:
                 joined = plain_text(await self._texts.batches(state))
             return self._info(state, joined)
         row = await self._row(task_id, caller)
+        await self._journal.synced(self._journal.committed_seq)
         return await self._ended_info(row, text=text)
 
     @staticmethod
