@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,8 @@ import falcon
 import falcon.asgi
 from falcon.asgi import Request, Response
 
-from .. import __version__
+from llama_orch import __version__  # pyright knows no relative name for the root of the folders
+
 from ..core.errors import InvalidParamsError, NotFoundError, OrchError
 from ..core.settings import Settings
 from .asgi import Edge
@@ -78,12 +79,15 @@ def create_app(
 
     async def known(req: Request, resp: Response, error: OrchError, params: dict[str, Any]) -> None:
         if error.status >= 500:
-            _log.warning("%s: %s", error.code, error.message, extra={"correlation_id": req.scope["llama_orch.correlation"]})
+            _log.warning(
+                "%s: %s", error.code, error.message, extra={"correlation_id": req.scope["llama_orch.correlation"]}
+            )
         await answer(req, resp, error)
 
     async def of_falcon(req: Request, resp: Response, error: falcon.HTTPError, params: dict[str, Any]) -> None:
-        for name, value in dict(error.headers or {}).items():
-            resp.set_header(name, value)
+        allowed = _allowed(error)
+        if allowed:
+            resp.set_header("Allow", allowed)
         await answer(req, resp, translate(error, req, paths))
 
     async def defect(req: Request, resp: Response, error: Exception, params: dict[str, Any]) -> None:
@@ -97,6 +101,13 @@ def create_app(
     return Edge(app, Gate(settings.allowed_hosts, settings.allowed_origins), new_id, shapes)
 
 
+def _allowed(error: falcon.HTTPError) -> str:
+    """The methods that a route serves, when the error is that another one was used."""
+    headers = error.headers or {}
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return next((str(value) for name, value in pairs if name == "Allow"), "")
+
+
 def translate(error: falcon.HTTPError, req: Request, paths: list[str]) -> OrchError:
     """One of our errors for one of Falcon's."""
     status = error.status_code
@@ -105,7 +116,7 @@ def translate(error: falcon.HTTPError, req: Request, paths: list[str]) -> OrchEr
         msg = f"there is no route {req.path[:200]!r}" + (f"; did you mean {near[0]}?" if near else "")
         return NotFoundError(msg, field="path", got=req.path[:200], remedy="GET /openapi.json describes every route.")
     if status == 405:
-        allowed = dict(error.headers or {}).get("Allow", "")
+        allowed = _allowed(error)
         msg = f"{req.method} is not served here, only {allowed}"
         return RouteError(405, "INVALID_PARAMS", msg, field="method", got=req.method, remedy=f"Use one of: {allowed}.")
     if 400 <= status < 500:

@@ -43,7 +43,7 @@ class Edge:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
                 return
-            await self._app(scope, receive, send)  # type: ignore[arg-type]
+            await self._app(scope, receive, send)
             return
         correlation = request_id = b""
         for name, value in scope["headers"]:
@@ -74,17 +74,16 @@ class Edge:
         if connection is None:
             connection = scope["llama_orch.connection"] = AsgiConnection(receive, send)
         try:
-            await self._app(scope, receive, answer)  # type: ignore[arg-type]
+            await self._app(scope, receive, answer)
+            plan = scope.get("llama_orch.stream")
+            if plan is not None:
+                await drive(plan, connection, send)
         except asyncio.CancelledError:
             # The client left while its answer was being waited for: nobody is there to be answered.
             task = asyncio.current_task()
             if not connection.lost or task is None:
                 raise
             task.uncancel()
-            return
-        plan = scope.get("llama_orch.stream")
-        if plan is not None:
-            await drive(plan, connection, send)
 
     async def _refuse(self, error: OrchError, scope: dict[str, Any], send: Send) -> None:
         correlation = scope["llama_orch.correlation"]

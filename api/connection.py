@@ -31,6 +31,14 @@ class Connection(Protocol):
         """Send a piece of the body, and wait while the client does not take more."""
         ...
 
+    def writable(self) -> bool:
+        """Whether :meth:`write_now` may be called: the client takes what it gets."""
+        ...
+
+    def write_now(self, data: bytes) -> None:
+        """Send a piece of the body without waiting."""
+        ...
+
 
 class AsgiConnection:
     """A connection of any ASGI server."""
@@ -59,6 +67,13 @@ class AsgiConnection:
         self.lost = True
         if self._callback is not None:
             self._callback()
+
+    def writable(self) -> bool:
+        return False
+
+    def write_now(self, data: bytes) -> None:
+        msg = "this server's connections can only be written to with write()"
+        raise NotImplementedError(msg)
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

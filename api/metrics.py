@@ -8,7 +8,7 @@ several pools serve the group.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,10 @@ class Metrics:
             histogram = Histogram(name, _HELP[name], rule["labels"], buckets=rule["buckets"], registry=self.registry)
             self._series[name] = _Series(histogram, rule["labels"], seen)
         self._candidates = 0
+        #: pool's labels (once it started) and priority of tasks that have not ended
+        self._tasks: dict[str, tuple[tuple[str, str, str, str], str]] = {}
         self._generations: dict[str, int] = {}
-        self._folds = {
+        self._folds: dict[type, Callable[[Any], None]] = {
             TaskAdmitted: self._admitted,
             TaskRejected: self._rejected,
             TaskPlaced: self._placed,
@@ -164,7 +166,10 @@ class Metrics:
         return (engines.pop() if len(engines) == 1 else SEVERAL), SEVERAL, SEVERAL, SEVERAL
 
     def _task_labels(self, task_id: str) -> tuple[tuple[str, str, str, str], str]:
-        """Pool's labels and priority of a task that has started, waits, or is just over."""
+        """Pool's labels and priority of a task that has not ended, also one from before this process."""
+        known = self._tasks.get(task_id)
+        if known is not None:
+            return known
         state = self._services.journal.head.tasks.get(task_id)
         if state is None:
             return ("", "", "", ""), ""
@@ -176,7 +181,9 @@ class Metrics:
     # --- events ----------------------------------------------------------------------------------------------
 
     def _admitted(self, event: TaskAdmitted) -> None:
-        self._series["tasks_enqueued_total"].of(*self._group_labels(event.group), event.priority).inc()
+        labels = self._group_labels(event.group)
+        self._tasks[event.task_id] = labels, event.priority
+        self._series["tasks_enqueued_total"].of(*labels, event.priority).inc()
 
     def _rejected(self, event: TaskRejected) -> None:
         head = self._services.journal.head
@@ -194,8 +201,9 @@ class Metrics:
         self._series["placement_decisions_total"].of("placed" if event.attempt == 1 else "placed-again", *flags).inc()
 
     def _started(self, event: TaskStarted) -> None:
-        labels, priority = self._task_labels(event.task_id)
+        priority = self._task_labels(event.task_id)[1]
         pool = (event.engine, event.engine_version, event.pool_id, event.replica_id)
+        self._tasks[event.task_id] = pool, priority
         self._series["tasks_started_total"].of(*pool, priority).inc()
         off_by = abs(event.queue_time_ms - event.predicted_start_ms)
         self._series["start_estimate_error_ms"].of(event.engine, event.pool_id).observe(off_by)
@@ -208,6 +216,7 @@ class Metrics:
 
     def _ended(self, event: TaskEnded) -> None:
         labels, priority = self._task_labels(event.task_id)
+        self._tasks.pop(event.task_id, None)
         if event.prompt_tokens:
             self._series["tokens_in_total"].of(*labels).inc(event.prompt_tokens)
         if event.tokens_out:

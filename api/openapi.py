@@ -113,7 +113,7 @@ def _is_struct(kind: Any) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """msgspec's schema without what is no JSON schema of 2020-12 or says nothing."""
+    """Msgspec's schema without what is no JSON schema of 2020-12 or says nothing."""
     if isinstance(value, dict):
         return {k: _clean(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
     if isinstance(value, list):
@@ -152,7 +152,9 @@ def _parameters(op: Operation) -> list[dict[str, Any]]:
         for name, schema in described["properties"].items():
             out.append({"name": name, "in": "query", "required": False, "schema": _query_schema(schema)})
     for name, meaning in op.request_headers.items():
-        out.append({"name": name, "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}})
+        out.append(
+            {"name": name, "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
+        )
     return out
 
 
@@ -161,7 +163,10 @@ def _query_schema(schema: dict[str, Any]) -> dict[str, Any]:
     options = schema.get("anyOf")
     if options is None:
         if isinstance(schema.get("enum"), list):
-            return {**{k: v for k, v in schema.items() if k != "default"}, "enum": [v for v in schema["enum"] if v is not None]}
+            return {
+                **{k: v for k, v in schema.items() if k != "default"},
+                "enum": [v for v in schema["enum"] if v is not None],
+            }
         return schema
     kept = [o for o in options if o.get("type") != "null"]
     return kept[0] if len(kept) == 1 else {"anyOf": kept}

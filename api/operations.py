@@ -217,7 +217,7 @@ def operation(
                 resp.data = _encode(answer.body)
 
         vars(responder)["operation"] = declared
-        del responder.__wrapped__  # type: ignore[attr-defined]
+        del responder.__wrapped__
         return responder
 
     return declare

@@ -40,6 +40,12 @@ class CycleConnection:
         if self._callback is not None:
             self._callback()
 
+    def writable(self) -> bool:
+        return not (self.lost or self._cycle.flow.write_paused)
+
+    def write_now(self, data: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     async def write(self, data: bytes) -> None:
         cycle = self._cycle
         if self.lost:
@@ -61,7 +67,9 @@ class OrchProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._cycles: list[tuple[RequestResponseCycle, CycleConnection]] = []
         if len(self.connections) > self.limits.connections:
-            self._refuse(503, "POOL_UNAVAILABLE", "too many connections are open", "Close some, or raise limits.connections.")
+            self._refuse(
+                503, "POOL_UNAVAILABLE", "too many connections are open", "Close some, or raise limits.connections."
+            )
             return
         self._arm(self.limits.header_timeout_ms)
 
@@ -149,7 +157,8 @@ class OrchProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str, remedy: str) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or not cycle.response_started or cycle.response_complete:
             body = body_of(RouteError(status, code, message, remedy=remedy, field="request"), "native", "")
             phrase = http.HTTPStatus(status).phrase
             head = (

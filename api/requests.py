@@ -22,7 +22,9 @@ QUERY_BYTES = 8192
 _AT = re.compile(r" - at `(?P<path>.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"unknown field `(?P<name>.*?)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>.*?)`", re.DOTALL)
+_GOT = re.compile(r", got `[^`]*`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 #: most characters of a wrong value that an error repeats
 GOT_CHARS = 200
 
@@ -74,6 +76,8 @@ def not_json(raw: bytes, error: Exception) -> InvalidParamsError:
         reason, got = "the body is nested too deeply", "deeply nested JSON"
     elif isinstance(error, UnicodeDecodeError):
         reason, got = "the body is not UTF-8", "bytes that are no text"
+    elif _SURROGATE.search(raw):
+        reason, got = "the body is not JSON, or holds a lone surrogate", raw[:40].decode("utf-8", "replace")
     else:
         reason, got = f"the body is not JSON: {error}", raw[:40].decode("utf-8", "replace")
     return InvalidParamsError(reason, field="body", got=got, expected="a JSON object in UTF-8")
@@ -114,13 +118,21 @@ def explain(error: msgspec.ValidationError, kind: Any, data: Any, where: str = "
         return InvalidParamsError(reason, field=where, got=None, expected=f"known are: {', '.join(known)}")
     value = _value_at(data, steps)
     choices = _choices_at(kind, steps)
-    expected = f"one of {', '.join(choices)}" if choices else reason.removeprefix("Expected ").replace("`", "")
+    expected = f"one of {', '.join(choices)}" if choices else _wanted(reason)
     if choices and isinstance(value, str):
         near = difflib.get_close_matches(value, choices, n=1)
         expected += f"; did you mean {near[0]!r}?" if near else ""
     field = name or where
     msg = f"{field}: got {_short(value)!r}, expected {expected}"
     return InvalidParamsError(msg, field=field, got=_short(value), expected=expected)
+
+
+def _wanted(reason: str) -> str:
+    """What msgspec wanted, in words of JSON."""
+    wanted = _GOT.sub("", reason.removeprefix("Expected ")).replace("`", "")
+    for ours, theirs in (("int", "an integer"), ("float", "a number"), ("str", "a text"), ("bool", "true or false")):
+        wanted = re.sub(rf"\b{ours}\b", theirs, wanted)
+    return wanted.replace(" | null", " or null").replace(" | ", " or ")
 
 
 def _short(value: Any) -> Any:
@@ -134,11 +146,9 @@ def _short(value: Any) -> Any:
 
 def _value_at(data: Any, steps: list[str | int]) -> Any:
     for step in steps:
-        if isinstance(data, dict) and step in data:
+        try:
             data = data[step]
-        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        else:
+        except (KeyError, IndexError, TypeError):
             return None
     return data
 
@@ -216,7 +226,7 @@ def decode_query(raw: bytes, kind: type[T]) -> T:
             msg = f"the parameter {name!r} was sent twice"
             raise InvalidParamsError(msg, field=name, got=_short(value))
         data[name] = value
-    known = _query_fields(kind)
+    known = _query_fields(typing.cast("Any", kind))
     for name, value in data.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

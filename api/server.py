@@ -47,7 +47,10 @@ def loopback_socket(bind: str) -> socket.socket:
         if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
             msg = f"bind: {bind!r} is reachable from outside this machine, and there are no keys that would protect it"
             raise ConfigError(
-                msg, field="bind", got=bind, remedy="Bind to 127.0.0.1 or ::1, and reach it from elsewhere through an SSH tunnel."
+                msg,
+                field="bind",
+                got=bind,
+                remedy="Bind to 127.0.0.1 or ::1, and reach it from elsewhere through an SSH tunnel.",
             )
     family, *_, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -76,7 +79,18 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server; signals belong to whoever calls :func:`serve`."""
+    """uvicorn's server; signals belong to whoever calls :func:`serve`.
+
+    :param accepting: called once connections are accepted.
+    """
+
+    def __init__(self, config: uvicorn.Config, accepting: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._accepting = accepting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._accepting()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -116,24 +130,17 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(grace_s)),
         backlog=BACKLOG,
     )
-    server = _Server(config)
     url = url_of(sock)
+    server = _Server(config, lambda: ready(url) if ready is not None else None)
 
     async def watch() -> None:
         await stop.wait()
         server.should_exit = True
 
-    async def tell() -> None:
-        while not server.started:
-            await asyncio.sleep(0.001)
-        if ready is not None:
-            ready(url)
-
-    watcher, teller = asyncio.create_task(watch()), asyncio.create_task(tell())
+    watcher = asyncio.create_task(watch())
     try:
         await server.serve(sockets=[sock])
     finally:
         watcher.cancel()
-        teller.cancel()
         if owned:
             sock.close()

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import msgspec
 
 from ..core.errors import InternalError, JournalUnavailableError, OrchError
+from ..core.journal.live import Segment
+from ..core.services.streams import LiveItems
 from .connection import Connection, Send
 
 EVENT_STREAM = "text/event-stream"
@@ -38,6 +40,22 @@ class StreamPlan(msgspec.Struct, frozen=True):
     closed: Callable[[bool], None]
 
 
+def _direct(
+    render: Callable[[Sequence[Any]], tuple[bytes, bool]], connection: Connection
+) -> Callable[[list[Segment]], bool]:
+    """Writes segments the moment they are committed, while the reader takes them without waiting."""
+
+    def write(segments: list[Segment]) -> bool:
+        if not connection.writable():
+            return False
+        data, _ = render(segments)
+        if data:
+            connection.write_now(data)
+        return True
+
+    return write
+
+
 async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
     """Send a stream until its end, or until the reader leaves."""
     task = asyncio.current_task()
@@ -47,6 +65,8 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
     final = b""
     try:
         connection.on_lost(task.cancel)
+        if isinstance(plan.items, LiveItems):
+            plan.items.fast = _direct(render, connection)
         async for items in plan.items:
             data, last = render(items)
             if last:
@@ -55,12 +75,10 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
             if data:
                 await write(data)
     except asyncio.CancelledError:
-        if connection.lost:
-            task.uncancel()
-        else:
+        task.uncancel()
+        if not connection.lost:
             # The server stops: the reader comes back with its last id.
             final = renderer.broken(JournalUnavailableError("the server stops", retry_after_ms=1000))
-            task.uncancel()
     except OrchError as error:
         final = renderer.broken(error)
     except Exception:
@@ -68,9 +86,11 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
         final = renderer.broken(InternalError("a defect in the server broke this stream off"))
     finally:
         connection.on_lost(None)
-        close = getattr(plan.items, "aclose", None)
-        if close is not None:
-            await close()
-        plan.closed(connection.lost)
+        try:
+            close = getattr(plan.items, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            plan.closed(connection.lost)
     if not connection.lost:
         await send({"type": "http.response.body", "body": final, "more_body": False})

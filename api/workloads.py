@@ -34,7 +34,9 @@ def require_sound(request: TaskRequest) -> None:
     """
     text = _TEXT_OF.get(request.workload)
     if text is None:
-        msg = f"workload: {request.workload!r} is not served by the engines of this version, expected completion or chat"
+        msg = (
+            f"workload: {request.workload!r} is not served by the engines of this version, expected completion or chat"
+        )
         raise InvalidParamsError(msg, field="workload", got=request.workload, expected="completion or chat")
     given = [name for name in _TEXTS if getattr(request, name) is not None]
     if text not in given:

@@ -79,7 +79,9 @@ def _refuse(field: str, got: object, why: str, remedy: str) -> InvalidParamsErro
 
 def _require_served(body: ChatCompletionRequest) -> None:
     if body.n is not None and body.n != 1:
-        raise _refuse("n", body.n, f"got {body.n}, only 1 choice is served", "Send n: 1, or the request once per choice.")
+        raise _refuse(
+            "n", body.n, f"got {body.n}, only 1 choice is served", "Send n: 1, or the request once per choice."
+        )
     if body.tools or body.functions:
         raise _refuse(
             "tools" if body.tools else "functions",
@@ -106,7 +108,9 @@ def _schema(body: ChatCompletionRequest) -> dict[str, Any] | None:
         if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
             found: dict[str, Any] = schema["schema"]
             return found
-        raise _refuse("response_format.json_schema.schema", None, "an object is expected", "Send the JSON schema there.")
+        raise _refuse(
+            "response_format.json_schema.schema", None, "an object is expected", "Send the JSON schema there."
+        )
     kind = wanted.get("type")
     near = difflib.get_close_matches(str(kind), ["text", "json_object", "json_schema"], n=1)
     raise _refuse(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-
 import msgspec
 
 from ...core.errors import InternalError, OrchError, StreamError
 from ...core.events.task import TaskEnded
 from ...core.services.tasks import TaskInfo
-from ..problems import STATUS_OF_CODE
 from ..operations import Answer, Call, Resource, operation, resource
+from ..problems import STATUS_OF_CODE
 from ..render.openai_chat import ChatRenderer, completion, usage_of
 from ..resources.tasks import SUBMIT_ERRORS
 from ..streaming import EVENT_STREAM, STREAM_HEADERS, StreamPlan
@@ -78,7 +77,9 @@ class ChatCompletionsResource(Resource):
     @operation(
         "Complete a chat.",
         errors=SUBMIT_ERRORS,
-        request_headers={"Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."},
+        request_headers={
+            "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."
+        },
         answer_headers={
             "x-task-id": "The task behind the completion; its stream can be resumed under /v1/tasks.",
             "X-Ignored-Parameters": "Parameters of the request that had no effect.",
@@ -161,5 +162,3 @@ def failure_of_info(info: TaskInfo) -> OrchError:
 def failure_of_event(event: TaskEnded) -> OrchError:
     """The error behind a failed end."""
     return TaskFailedError(event.code, event.message, retriable=event.retriable, task_id=event.task_id)
-
-

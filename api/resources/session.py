@@ -20,5 +20,8 @@ class SessionResource(Resource):
                 return body_of(state, now)
         msg = f"there is no open session {session_id}"
         raise NotFoundError(
-            msg, field="session_id", got=session_id, remedy="GET /v1/sessions lists the open ones; a task with a new session_id opens one."
+            msg,
+            field="session_id",
+            got=session_id,
+            remedy="GET /v1/sessions lists the open ones; a task with a new session_id opens one.",
         )

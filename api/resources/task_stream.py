@@ -30,7 +30,9 @@ class TaskStreamResource(Resource):
         "Follow a task's stream.",
         media_type=EVENT_STREAM,
         errors=(NotFoundError, ResumeLostError, JournalUnavailableError),
-        request_headers={"Last-Event-ID": "Id of the last frame seen: the stream goes on after it, without gap or repetition."},
+        request_headers={
+            "Last-Event-ID": "Id of the last frame seen: the stream goes on after it, without gap or repetition."
+        },
     )
     async def on_get(self, call: Call, query: StreamQuery, task_id: str) -> Answer:
         """Events `started`, `token` (one per token), then exactly one `end` or `error`; see the reference of events.
@@ -54,9 +56,7 @@ class TaskStreamResource(Resource):
 
         renderer = SseRenderer(events_while_queued=query.progress, engine_of=lambda: self._engine(task_id))
         plan = StreamPlan(items, renderer, closed)
-        return Answer(
-            headers=STREAM_HEADERS, media_type=EVENT_STREAM, stream=plan
-        )
+        return Answer(headers=STREAM_HEADERS, media_type=EVENT_STREAM, stream=plan)
 
     def _engine(self, task_id: str) -> str:
         state = self.services.journal.head.tasks.get(task_id)

@@ -81,7 +81,9 @@ class TasksResource(Resource):
         "Submit a task.",
         status=202,
         errors=SUBMIT_ERRORS,
-        request_headers={"Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."},
+        request_headers={
+            "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."
+        },
     )
     async def on_post(self, call: Call, body: TaskRequest) -> Accepted | Answer:
         """Accepted tasks wait in the queue of the model's pools and survive crashes. The answer comes once that is durable."""
@@ -102,9 +104,7 @@ class TasksResource(Resource):
             admission.backoff_ms,
             admission.attached,
         )
-        return Answer(
-            accepted, status=202, headers={"Location": f"/v1/tasks/{admission.task_id}"}
-        )
+        return Answer(accepted, status=202, headers={"Location": f"/v1/tasks/{admission.task_id}"})
 
     @operation("List tasks, newest first.")
     async def on_get(self, call: Call, query: TaskQuery) -> TaskPage:

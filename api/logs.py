@@ -1,0 +1,321 @@
+"""JSON-line logs: what the journal committed, and what programs say through :mod:`logging` (OBS-2).
+
+A line has the fields that apply and ``human``, one plain sentence. Prompts and answers are never logged; what looks like a
+secret is blotted out, by its key and by its shape. Lines are written in batches, so that a task costs no system call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TextIO
+
+import msgspec
+
+from ..core.events.pool import PoolDraining, PoolReady, PoolUnready
+from ..core.events.server import ServerStarted, ServerStopped
+from ..core.events.task import (
+    TaskAdmitted,
+    TaskAttemptFailed,
+    TaskCancelled,
+    TaskEnded,
+    TaskPlaced,
+    TaskRejected,
+    TaskStarted,
+)
+from ..core.projections.projection import Recorded
+from .redact import redact, redact_text
+
+_encode = msgspec.json.Encoder().encode
+#: how long a line may wait for others, seconds
+BATCH_S = 0.05
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+Fields = dict[str, Any]
+
+
+def _run_of(started: TaskStarted) -> Fields:
+    """Where and with what a task runs."""
+    return {
+        "engine": started.engine,
+        "engine_version": started.engine_version,
+        "sampler_profile_version": started.sampler_profile_version,
+        "pool_id": started.pool_id,
+        "replica_id": started.replica_id,
+        "model_digest": started.model_digest,
+    }
+
+
+class LineWriter:
+    """Writes lines in batches.
+
+    :param later: schedules the next write; without it each line is written at once.
+    """
+
+    def __init__(self, stream: TextIO, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
+        self._stream = stream
+        self._later = later
+        self._lines: list[str] = []
+        self._scheduled = False
+
+    def write(self, line: str) -> None:
+        """Add a line (without its end)."""
+        self._lines.append(line)
+        if self._later is None:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._later(BATCH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._scheduled = False
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            return  # nobody reads the log any more; the server goes on
+
+
+class EventLog:
+    """Log lines of committed events.
+
+    :param level: least severity that is written: debug, info, warning, error.
+    :param form: ``json`` lines, or ``human`` sentences for a terminal.
+    """
+
+    def __init__(self, writer: LineWriter, *, level: str = "info", form: Literal["json", "human"] = "json") -> None:
+        self._writer = writer
+        self._level = LEVELS[level]
+        self._form = form
+        self._journal: Any = None
+        #: fields of tasks that have not ended
+        self._tasks: dict[str, Fields] = {}
+        self._said: dict[type, Callable[[Recorded], tuple[str, Fields, str] | None]] = {
+            TaskAdmitted: self._admitted,
+            TaskRejected: self._rejected,
+            TaskPlaced: self._placed,
+            TaskStarted: self._started,
+            TaskAttemptFailed: self._attempt_failed,
+            TaskCancelled: self._cancelled,
+            TaskEnded: self._ended,
+            PoolReady: self._pool_ready,
+            PoolUnready: self._pool_unready,
+            PoolDraining: self._pool_draining,
+            ServerStarted: self._server_started,
+            ServerStopped: self._server_stopped,
+        }
+
+    def subscribe(self, journal: Any) -> None:
+        """Log what a journal commits from here on."""
+        self._journal = journal
+        journal.on_committed(self.observe)
+
+    def observe(self, records: Sequence[Recorded]) -> None:
+        """Log committed events."""
+        for record in records:
+            say = self._said.get(type(record.payload))
+            if say is None:
+                continue
+            said = say(record)
+            if said is None:
+                continue
+            level, fields, human = said
+            if LEVELS[level] < self._level:
+                continue
+            if record.correlation:
+                fields["correlation_id"] = record.correlation
+            fields["actor"] = record.actor
+            self.line(record.time_ns, level, record.name, fields, human)
+
+    def line(self, time_ns: int, level: str, event: str, fields: Fields, human: str) -> None:
+        """Write one line."""
+        if self._form == "human":
+            moment = time.strftime("%H:%M:%S", time.localtime(time_ns // 1_000_000_000))
+            self._writer.write(f"{moment} {level:<7} {redact_text(human)}")
+            return
+        whole = {"time_ns": str(time_ns), "level": level, "event": event, **fields, "human": human}
+        self._writer.write(redact_text(_encode(whole).decode()))
+
+    # --- tasks -----------------------------------------------------------------------------------------------
+
+    def _task(self, task_id: str) -> Fields:
+        """What is known of a task (session, model, where it runs), also of one from before this process."""
+        known = self._tasks.get(task_id)
+        if known is not None:
+            return dict(known)
+        fields: Fields = {"task_id": task_id}
+        state = self._journal.head.tasks.get(task_id) if self._journal is not None else None
+        if state is not None:
+            fields["model_id"] = state.admitted.group
+            if state.admitted.session_id:
+                fields["session_id"] = state.admitted.session_id
+            if state.started is not None:
+                fields |= _run_of(state.started)
+        return fields
+
+    def _admitted(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskAdmitted = record.payload
+        known: Fields = {"task_id": event.task_id, "model_id": event.group}
+        if event.session_id:
+            known["session_id"] = event.session_id
+        self._tasks[event.task_id] = known
+        fields = known | {
+            "priority": event.priority,
+            "queue_position": event.queue_position,
+            "predicted_start_ms": event.predicted_start_ms,
+        }
+        human = (
+            f"Task {event.task_id} for {event.model_ref} was accepted with {event.queue_position} tasks before it"
+            f" and should start in {event.predicted_start_ms} ms."
+        )
+        return "info", fields, human
+
+    def _rejected(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskRejected = record.payload
+        fields = {"task_id": event.task_id, "model_id": event.model_ref, "code": event.code}
+        return "warning", fields, f"A task for {event.model_ref} was refused ({event.code}): {event.reason}"
+
+    def _placed(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskPlaced = record.payload
+        decision = event.decision
+        fields = self._task(event.task_id) | {
+            "pool_id": event.pool_id,
+            "replica_id": event.replica_id,
+            "attempt": event.attempt,
+            "candidates_considered": decision.candidates_considered,
+            "filters_applied": [f.name for f in decision.filters_applied if f.excluded],
+            "tie_breakers_applied": decision.tie_breakers_applied,
+            "pinned": decision.pinned,
+            "fallback_used": decision.fallback_used,
+            "decision_reason": decision.decision_reason,
+        }
+        return "info", fields, f"Task {event.task_id} goes to pool {event.pool_id}: {decision.decision_reason}"
+
+    def _started(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskStarted = record.payload
+        known = self._task(event.task_id) | _run_of(event)
+        self._tasks[event.task_id] = known
+        fields = known | {
+            "queue_time_ms": event.queue_time_ms,
+            "tokens_in": event.prompt_tokens,
+            "kv_warmth": event.cache_prompt,
+        }
+        again = f" ({event.recovery_used})" if event.recovery_used else ""
+        human = f"Task {event.task_id} started on pool {event.pool_id} after {event.queue_time_ms} ms{again}."
+        return "info", fields, human
+
+    def _attempt_failed(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskAttemptFailed = record.payload
+        fields = self._task(event.task_id) | {"pool_id": event.pool_id, "attempt": event.attempt, "code": event.code}
+        return "warning", fields, f"Attempt {event.attempt} of task {event.task_id} broke off: {event.message}"
+
+    def _cancelled(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskCancelled = record.payload
+        fields = self._task(event.task_id) | {"reason": event.reason}
+        return "info", fields, f"Task {event.task_id} was cancelled ({event.reason})."
+
+    def _ended(self, record: Recorded) -> tuple[str, Fields, str]:
+        event: TaskEnded = record.payload
+        fields = self._task(event.task_id) | {
+            "outcome": event.outcome,
+            "finish_reason": event.finish_reason,
+            "tokens_in": event.prompt_tokens,
+            "tokens_out": event.tokens_out,
+            "queue_time_ms": event.queue_ms,
+            "decode_ms": event.decode_ms,
+        }
+        if event.outcome == "failed":
+            fields["code"] = event.code
+        self._tasks.pop(event.task_id, None)
+        if event.outcome == "failed":
+            return "warning", fields, f"Task {event.task_id} failed ({event.code}): {event.message}"
+        human = f"Task {event.task_id} {event.outcome} with {event.tokens_out} tokens in {event.decode_ms} ms."
+        return "info", fields, human
+
+    # --- pools and server ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _pool_ready(record: Recorded) -> tuple[str, Fields, str]:
+        event: PoolReady = record.payload
+        fields = {
+            "pool_id": event.pool_id,
+            "replica_id": event.replica_id,
+            "engine_version": event.engine_version,
+            "model_digest": event.model_digest,
+            "ctx": event.ctx,
+        }
+        return "info", fields, f"Pool {event.pool_id} is ready with {event.slots} slots of {event.ctx} tokens."
+
+    @staticmethod
+    def _pool_unready(record: Recorded) -> tuple[str, Fields, str]:
+        event: PoolUnready = record.payload
+        level = "info" if event.cause in ("starting", "shutdown") else "warning"
+        advice = f" {event.advice}" if event.advice else ""
+        human = f"Pool {event.pool_id} is not ready ({event.cause}): {event.detail or 'no more is known'}.{advice}"
+        return level, {"pool_id": event.pool_id, "cause": event.cause}, human
+
+    @staticmethod
+    def _pool_draining(record: Recorded) -> tuple[str, Fields, str]:
+        event: PoolDraining = record.payload
+        return "info", {"pool_id": event.pool_id}, f"Pool {event.pool_id} takes no new tasks."
+
+    @staticmethod
+    def _server_started(record: Recorded) -> tuple[str, Fields, str]:
+        event: ServerStarted = record.payload
+        return "info", {"epoch": event.epoch}, f"The server has the journal, epoch {event.epoch} ({event.cause})."
+
+    @staticmethod
+    def _server_stopped(record: Recorded) -> tuple[str, Fields, str]:
+        event: ServerStopped = record.payload
+        return "info", {"epoch": event.epoch}, "The server stopped in good order."
+
+
+#: attributes of every log record, which are not fields of the line
+_PLAIN_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class LogHandler(logging.Handler):
+    """Writes records of :mod:`logging` as lines of the same log."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; a traceback goes into the field ``traceback``."""
+        try:
+            fields = {k: v for k, v in vars(record).items() if k not in _PLAIN_RECORD and isinstance(v, (str, int))}
+            fields = redact(fields)
+            if record.exc_info and record.exc_info[1] is not None:
+                fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+            level = next(name for name, least in reversed(LEVELS.items()) if record.levelno >= least or least == 10)
+            self._log.line(int(record.created * 1e9), level, record.name, fields, record.getMessage())
+        except Exception:
+            self.handleError(record)
+
+
+def start_logging(
+    level: str,
+    form: Literal["json", "human"],
+    stream: TextIO | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> EventLog:
+    """Set the process's logging up: everything goes to standard error as lines of one kind.
+
+    :param loop: batches lines on this loop; without it each is written at once.
+    """
+    writer = LineWriter(stream or sys.stderr, None if loop is None else loop.call_later)
+    log = EventLog(writer, level=level, form=form)
+    root = logging.getLogger()
+    root.handlers[:] = [LogHandler(log)]
+    root.setLevel(LEVELS[level])
+    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(LEVELS[level], logging.WARNING))
+    return log
