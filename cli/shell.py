@@ -92,7 +92,7 @@ class Shell:
 
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for name in columns:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name == "TASK")  # ids are copied whole
         for row in shown:
             table.add_row(*(Text(cell) for cell in row))
         Console(file=self.stdout, no_color=not self.colour, width=self.width).print(table)
