@@ -134,6 +134,10 @@ class EventLog:
             fields["actor"] = record.actor
             self.line(record.time_ns, level, record.name, fields, human)
 
+    def flush(self) -> None:
+        """Write lines that still wait for others."""
+        self._writer.flush()
+
     def line(self, time_ns: int, level: str, event: str, fields: Fields, human: str) -> None:
         """Write one line."""
         if self._form == "human":

@@ -31,6 +31,7 @@ from .redact import redact
 from .shell import Shell
 
 if TYPE_CHECKING:
+    from ..api.logs import EventLog
     from ..core.journal.journal import Journal
     from ..core.services.container import Services
 
@@ -84,6 +85,7 @@ class _Daemon:
     async def run(self) -> int:
         """Compose and serve; what was composed is taken apart in the opposite order."""
         from ..api.app import create_app
+        from ..api.logs import start_logging
         from ..api.server import loopback_socket
         from ..api.server import serve as serve_http
         from ..core.services.container import build_services
@@ -94,7 +96,9 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as undo:
             listener = undo.enter_context(contextlib.closing(loopback_socket(settings.bind)))
             self._catch_signals()
-            journal = await self._open_journal()
+            log = start_logging(settings.log.level, settings.log.format, loop=asyncio.get_running_loop())
+            undo.callback(log.flush)
+            journal = await self._open_journal(log)
             undo.push_async_callback(journal.close)
             plugins, clock = PluginManager(), SystemClock()
             pools = PoolManager(
@@ -123,7 +127,7 @@ class _Daemon:
 
     # --- composing -----------------------------------------------------------------------------------------------
 
-    async def _open_journal(self) -> Journal:
+    async def _open_journal(self, log: EventLog) -> Journal:
         from ..core.journal.journal import Journal, JournalOptions
 
         loaded, settings = self._loaded, self._loaded.settings
@@ -136,6 +140,7 @@ class _Daemon:
         )
         journal = Journal(make_store(loaded), SystemClock(), options)
         journal.on_fatal(self._lose)
+        log.subscribe(journal)
         try:
             await journal.open()
         except JournalLockedError as error:
