@@ -196,6 +196,8 @@ class _Daemon:
         self._shell.stdout.flush()
         gc.collect()
         gc.freeze()
+        # What is made per token and per task is mostly out of the collector's sight; full passes can be rare.
+        gc.set_threshold(50_000, 20, 50)
 
     # --- ending --------------------------------------------------------------------------------------------------
 

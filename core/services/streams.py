@@ -8,7 +8,7 @@ and many readers are one mechanism.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -151,7 +151,9 @@ class Streams:
             )
             stream = self._journal.stream_of(task_id)
             if stream is not None:
-                return self._live(state, stream, cursor.next_ordinal, heartbeat_ms, progress)
+                return LiveItems(
+                    self._journal, self._texts, state, stream, cursor.next_ordinal, heartbeat_ms, progress=progress
+                )
         row = await asyncio.to_thread(self._journal.store.index_row, task_id)
         if row is None or (owner is not None and row.owner != owner):
             raise not_found(task_id)
@@ -185,67 +187,158 @@ class Streams:
 
         return items()
 
-    async def _live(
-        self, state: TaskState, stream: LiveStream, ordinal: int, heartbeat_ms: int, progress: bool
-    ) -> AsyncIterator[list[StreamItem]]:
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] | None = None
-        task_id = state.task_id
-        position = -1
 
-        def wake() -> None:
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+class LiveItems:
+    """A live task's stream from one ordinal on.
 
-        stream.listeners.add(wake)
+    It is iterated like any stream. A consumer that can take bytes without waiting may set :attr:`fast`: while the
+    iteration waits, segments that were just committed go to it directly, which spares a task switch per token.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_busy",
+        "_done",
+        "_heartbeat_s",
+        "_journal",
+        "_loop",
+        "_ordinal",
+        "_position",
+        "_progress",
+        "_quiet_since",
+        "_state",
+        "_stream",
+        "_texts",
+        "_waiter",
+        "fast",
+    )
+
+    def __init__(
+        self,
+        journal: Journal,
+        texts: TaskTexts,
+        state: TaskState,
+        stream: LiveStream,
+        ordinal: int,
+        heartbeat_ms: int,
+        *,
+        progress: bool,
+    ) -> None:
+        self._journal = journal
+        self._texts = texts
+        self._state = state
+        self._stream = stream
+        self._ordinal = ordinal
+        self._heartbeat_s = heartbeat_ms / 1000
+        self._progress = progress
+        self._position = -1
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._quiet_since = 0.0
+        #: takes segments at once and answers whether it did; set by the consumer
+        self.fast: Callable[[list[Segment]], bool] | None = None
+        self._done = False
+        stream.listeners.add(self._wake)
+
+    def __aiter__(self) -> LiveItems:
+        return self
+
+    async def __anext__(self) -> list[StreamItem]:
+        while not self._done:
+            items = await self._ready()
+            if items:
+                return items
+            if self._done:
+                break
+            if self._stream.broken is not None:
+                error = self._stream.broken
+                await self.aclose()
+                raise error
+            if self._progress and self._state.started is None:
+                position = self._journal.head.queue.position(self._state.task_id)
+                if position >= 0 and position != self._position:
+                    self._position = position
+                    return [Queued(position, self._state.admitted.predicted_start_ms)]
+            if await self._wait():
+                return [Heartbeat()]
+        await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop listening; idempotent."""
+        self._done = True
+        self._stream.listeners.discard(self._wake)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    async def _ready(self) -> list[StreamItem]:
+        """What is committed and not yet taken."""
+        state, stream = self._state, self._stream
+        items: list[StreamItem] = []
+        if self._ordinal == 0 and state.started is not None and state.started_frame <= self._journal.committed_frame:
+            items.append(Started(state.started_epoch, state.started))
+            self._ordinal = 1
+        if self._ordinal >= 1:
+            segments = stream.from_ordinal(self._ordinal)
+            if segments is None:
+                segments = await self._behind()
+            for segment in segments:
+                items.append(_from(segment, self._ordinal))
+                self._ordinal = segment.end_ordinal
+        ended = state.ended
+        if stream.terminal and ended is not None and self._ordinal > (ended.entries if state.started else -1):
+            if self._ordinal <= ended.entries + 1:
+                items.append(Ended(state.ended_epoch, ended.entries + 1, ended))
+            self._done = True
+        return items
+
+    def _wake(self) -> None:
+        """Something was committed, or the stream ended or broke."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        stream = self._stream
+        if self.fast is not None and self._ordinal >= 1 and not stream.terminal and stream.broken is None:
+            segments = stream.from_ordinal(self._ordinal)
+            if segments and segments[0].first_ordinal == self._ordinal and self.fast(segments):
+                self._ordinal = segments[-1].end_ordinal
+                self._quiet_since = 0.0
+                return
+        waiter.set_result(None)
+
+    async def _wait(self) -> bool:
+        """Wait for news; ``True``: there were none for the time of a heartbeat."""
+        waiter = self._waiter = self._loop.create_future()
+        self._quiet_since = self._loop.time()
+        if self._alarm is None:
+            self._alarm = self._loop.call_later(self._heartbeat_s, self._ring)
         try:
-            while True:
-                items: list[StreamItem] = []
-                if ordinal == 0 and state.started is not None and state.started_frame <= self._journal.committed_frame:
-                    items.append(Started(state.started_epoch, state.started))
-                    ordinal = 1
-                if ordinal >= 1:
-                    segments = stream.from_ordinal(ordinal)
-                    if segments is None:
-                        segments = await self._behind(state, ordinal)
-                    for segment in segments:
-                        items.append(_from(segment, ordinal))
-                        ordinal = segment.end_ordinal
-                if (
-                    stream.terminal
-                    and state.ended is not None
-                    and ordinal > (state.ended.entries if state.started else -1)
-                ):
-                    if ordinal <= state.ended.entries + 1:
-                        items.append(Ended(state.ended_epoch, state.ended.entries + 1, state.ended))
-                    if items:
-                        yield items
-                    return
-                if items:
-                    yield items
-                    continue
-                if stream.broken is not None:
-                    raise stream.broken
-                if progress and state.started is None:
-                    now_at = self._journal.head.queue.position(task_id)
-                    if now_at >= 0 and now_at != position:
-                        position = now_at
-                        yield [Queued(position, state.admitted.predicted_start_ms)]
-                        continue
-                waiter = loop.create_future()
-                handle = loop.call_later(heartbeat_ms / 1000, wake)
-                try:
-                    before = loop.time()
-                    await waiter
-                finally:
-                    handle.cancel()
-                    waiter = None
-                if loop.time() - before >= heartbeat_ms / 1000:
-                    yield [Heartbeat()]
+            await waiter
         finally:
-            stream.listeners.discard(wake)
+            self._waiter = None
+        return self._quiet_since < 0
 
-    async def _behind(self, state: TaskState, ordinal: int) -> list[Segment]:
+    def _ring(self) -> None:
+        """Time for a heartbeat, unless something was sent meanwhile: one timer serves the whole stream."""
+        self._alarm = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        now = self._loop.time()
+        if not self._quiet_since:
+            # Segments went out directly since the last look: start counting from here.
+            self._quiet_since = now
+        left = self._heartbeat_s - (now - self._quiet_since)
+        if left > 0.001:
+            self._alarm = self._loop.call_later(left, self._ring)
+            return
+        self._quiet_since = -1.0
+        waiter.set_result(None)
+
+    async def _behind(self) -> list[Segment]:
+        state, ordinal = self._state, self._ordinal
         try:
             return await self._texts.segments(state, ordinal)
         except CorruptJournalError:

@@ -59,6 +59,11 @@ class Transcripts:
                 self._now(record.payload.task_id)
             elif type(record.payload) is TaskTranscribed:
                 self._journal.streams.pop(record.payload.task_id, None)
+        waiting = len(self._droppable)
+        if waiting >= _COMPACT_TASKS and (not self._journal.head.tasks.running or waiting >= _COMPACT_BACKLOG // 2):
+            # When the engines rest, or when too much waits: rewriting frames is work that nobody waits for.
+            if self._queue.empty():
+                self._queue.put_nowait("")
 
     def _now(self, task_id: str) -> None:
         """Write the transcript from memory when all of it is there, else leave it to the background."""
@@ -132,8 +137,6 @@ class Transcripts:
             self._droppable[state.task_no] = state.entry_frames
             while len(self._droppable) > _COMPACT_BACKLOG:
                 self._droppable.popitem(last=False)
-            if len(self._droppable) == _COMPACT_TASKS:
-                self._queue.put_nowait("")
 
     async def compact(self) -> int:
         """Drop the entries of transcribed tasks from frames that no live task needs; how many frames changed.

@@ -264,6 +264,7 @@ class _Connection(asyncio.Protocol):
         self._reused = False
         self._silent = True
         self._complete = False
+        self._keep = False
         self._idle_since = 0.0
         self._chunks: list[bytes] = []
         # The parser takes this bound method as its callback, so that a chunk costs no Python frame.
@@ -333,7 +334,7 @@ class _Connection(asyncio.Protocol):
             self.close()
         elif self._complete:
             self._request = self._handler = None
-            keep = self._parser.should_keep_alive() and not request.over
+            keep = self._keep and not request.over
             request.finished()
             if keep:
                 self._idle_since = asyncio.get_running_loop().time()
@@ -362,6 +363,8 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
             self._complete = True
+            # Asked here, since the parser forgets what the headers said once the message is over.
+            self._keep = self._parser.should_keep_alive()
 
 
 class _Collector:
