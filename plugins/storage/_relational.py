@@ -65,12 +65,6 @@ _SELECT_BODY = (
     .order_by(bodies.c.piece)
 )
 _SELECT_INDEX_ROW = sa.select(*_index_columns).where(task_index.c.task_id == sa.bindparam("task_id"))
-_SELECT_NEAREST = (
-    sa.select(frames.c.frame_no, frames.c.first_seq, frames.c.count, frames.c.hash)
-    .where(frames.c.frame_no <= sa.bindparam("number"))
-    .order_by(frames.c.frame_no.desc())
-    .limit(1)
-)
 
 
 def frame_source(*, lock_writer: bool) -> sa.Select[Any]:
@@ -180,22 +174,6 @@ class RelationalReader(abc.ABC):
             query = query.where(task_index.c.task_no < wanted.before_no)
         with self._reading() as connection:
             return [_index_row(row) for row in connection.execute(query)]
-
-    def holds_head(self, seq: int, digest: bytes) -> bool:
-        """Whether the frame that ends at this seq is there and has this hash; a search by halves, since no index
-        goes by seq."""
-        with self._reading() as connection:
-            low, high = 1, connection.execute(sa.select(LAST_FRAME_NO)).scalar_one()
-            while low <= high:
-                middle = (low + high) // 2
-                row = connection.execute(_SELECT_NEAREST, {"number": middle}).one_or_none()
-                if row is None or row[1] + row[2] < seq:
-                    low = middle + 1
-                elif row[1] + row[2] > seq:
-                    high = min(middle, row[0]) - 1
-                else:
-                    return bytes(row[3]) == digest
-        return False
 
 
 def _index_row(row: sa.Row[Any]) -> IndexRow:

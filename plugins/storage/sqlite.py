@@ -147,43 +147,55 @@ class SqliteStore(RelationalReader):
     # --- life ---------------------------------------------------------------------------------------------------
 
     def open(self) -> Tail:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock.take()
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock.take()
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             return self._begin_epoch()
+        except OSError as error:
+            self.close()
+            msg = f"{error.filename or self._path} cannot be opened for writing: {error.strerror}"
+            raise StoreRefusedError(
+                msg, remedy="Make journal.url or data_dir a place where files can be written."
+            ) from error
         except BaseException:
             self.close()
             raise
 
     def reopen(self) -> Tail:
         with self._files:
-            moved = self._save_what_is_open()
+            self._save_what_is_open()
             self._drop_connections()
-        if moved:
-            self._refuse_older_copy()
         try:
             return self._begin_epoch()
         except CorruptJournalError as error:
             msg = f"the journal cannot be opened again: {error.message}"
             raise StoreUnknownError(msg) from error
+        except OSError as error:
+            self._sync_failed = True
+            msg = f"the journal cannot be opened again: {error.strerror}"
+            raise StoreUnknownError(msg) from error
 
-    def _save_what_is_open(self) -> bool:
+    def _save_what_is_open(self) -> None:
         """Before the descriptors are closed: see that what only they still reach is on disk under its name.
 
-        Answers whether another file stands under the journal's name.
+        :raises StoreUnknownError: it is not; nothing was closed.
         """
         raw = self._raw
         if raw is None:
-            return False
+            return
         there = identity(self._path)
         if there not in (None, self._identity):
-            return True
+            # With this file the log that stands beside it would make a mixture of two databases.
+            msg = f"another file has taken the place of {self._path}"
+            raise StoreUnknownError(
+                msg, remedy="Put the right file back; to go on with the other one, restart the server."
+            )
         try:
             if there is None:
                 rescue(raw, self._path)
-            elif self._sync_failed or identity(self._wal_path) is None:
+            elif self._sync_failed or identity(self._wal_path) != _identity_of(self._wal_fd):
                 # What the disk refused once, the kernel may take for written: write it again, into the database.
                 busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy:
@@ -193,16 +205,6 @@ class SqliteStore(RelationalReader):
             msg = f"what the journal holds cannot be saved to {self._path}: {error}"
             raise StoreUnknownError(msg) from error
         self._sync_failed = False
-        return False
-
-    def _refuse_older_copy(self) -> None:
-        """Another file has taken the journal's place: it will do only if it holds all that was synced."""
-        note = self.head_note()
-        if note is not None and not self.holds_head(*note):
-            msg = f"another file has taken the place of {self._path}, and it does not hold all that was acknowledged"
-            raise StoreUnknownError(
-                msg, remedy="Put the right file back, or restart the server to go on with this one."
-            )
 
     def close(self) -> None:
         with self._files:
@@ -392,8 +394,7 @@ class SqliteStore(RelationalReader):
         if self._wal_fd < 0:
             msg = "the journal is not open"
             raise StoreUnknownError(msg)
-        mine = os.fstat(self._wal_fd)
-        for path, opened in ((self._path, self._identity), (self._wal_path, (mine.st_dev, mine.st_ino))):
+        for path, opened in ((self._path, self._identity), (self._wal_path, _identity_of(self._wal_fd))):
             there = identity(path)
             if there != opened:
                 msg = f"{path} is gone" if there is None else f"another file has taken the place of {path}"
@@ -417,6 +418,11 @@ class SqliteStore(RelationalReader):
 
     def _read_failure(self, error: DBAPIError) -> Exception:
         return _open_failure(error, self._path)
+
+
+def _identity_of(fd: int) -> tuple[int, int]:
+    mine = os.fstat(fd)
+    return mine.st_dev, mine.st_ino
 
 
 def _dbapi(connection: sa.Connection) -> sqlite3.Connection:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,41 +15,7 @@ from llama_orch.plugins.manager import PluginManager
 from llama_orch.plugins.testing.covers import covers
 
 from .postgres_server import PostgresServer
-
-SCRIPT = Path(__file__).with_name("writer_process.py")
-
-
-class Writer:
-    """A writer process and what it says."""
-
-    def __init__(self, url: str, options: dict[str, object]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), url, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.answer() == "ready"
-
-    def ask(self, word: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def do(self, word: str) -> str:
-        self.ask(word)
-        return self.answer()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+from .writer import Writer
 
 
 class Journal:
