@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from ..core.errors import ForbiddenError, InternalError, InvalidParamsError, OrchError, PayloadTooLargeError
+from ..core.field_comments import field_comments
 from .discovery import resource_types
 from .operations import JSON, Operation, Resource
 from .streaming import EVENT_STREAM
@@ -77,7 +78,8 @@ def document(version: str) -> dict[str, Any]:
     types = list(dict.fromkeys(t for _, _, op in found for t in (op.body, op.answer) if _is_struct(t)))
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = dict(zip(types, schemas, strict=True))
-    components = {name: _clean(schema) for name, schema in components.items()}
+    structs = _structs(types)
+    components = {name: _described(_clean(schema), structs.get(name)) for name, schema in components.items()}
     components |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
     paths: dict[str, Any] = {}
     for kind, method, op in found:
@@ -110,6 +112,39 @@ def to_json(described: dict[str, Any]) -> bytes:
 
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _structs(types: list[type[msgspec.Struct]]) -> dict[str, type[msgspec.Struct]]:
+    """These structs and all that they hold, by name."""
+    found: dict[str, type[msgspec.Struct]] = {}
+    pending: list[Any] = [msgspec.inspect.type_info(kind) for kind in types]
+    while pending:
+        info = pending.pop()
+        if isinstance(info, msgspec.inspect.StructType):
+            if info.cls.__name__ in found:
+                continue
+            found[info.cls.__name__] = info.cls
+            pending += [f.type for f in info.fields]
+        elif isinstance(info, msgspec.inspect.UnionType):
+            pending += info.types
+        elif isinstance(info, msgspec.inspect.Metadata):
+            pending.append(info.type)
+        elif isinstance(info, msgspec.inspect.ListType):
+            pending.append(info.item_type)
+        elif isinstance(info, msgspec.inspect.DictType):
+            pending.append(info.value_type)
+    return found
+
+
+def _described(schema: dict[str, Any], kind: type[msgspec.Struct] | None) -> dict[str, Any]:
+    """A struct's schema with the comments of its fields."""
+    comments = field_comments(kind) if kind is not None else {}
+    spelled = {f.encode_name: f.name for f in msgspec.structs.fields(kind)} if kind is not None else {}
+    for name, below in schema.get("properties", {}).items():
+        comment = comments.get(spelled.get(name, name))
+        if comment is not None:
+            below["description"] = comment
+    return schema
 
 
 def _clean(value: Any) -> Any:
@@ -148,7 +183,7 @@ def _parameters(op: Operation) -> list[dict[str, Any]]:
     ]
     if op.query is not None:
         _, components = msgspec.json.schema_components([op.query])
-        described = _clean(components[op.query.__name__])
+        described = _described(_clean(components[op.query.__name__]), op.query)
         for name, schema in described["properties"].items():
             out.append({"name": name, "in": "query", "required": False, "schema": _query_schema(schema)})
     for name, meaning in op.request_headers.items():
@@ -169,7 +204,8 @@ def _query_schema(schema: dict[str, Any]) -> dict[str, Any]:
             }
         return schema
     kept = [o for o in options if o.get("type") != "null"]
-    return kept[0] if len(kept) == 1 else {"anyOf": kept}
+    told = {"description": schema["description"]} if "description" in schema else {}
+    return {**told, **(kept[0] if len(kept) == 1 else {"anyOf": kept})}
 
 
 def _answer(op: Operation, by_type: dict[Any, Any]) -> dict[str, Any]:
