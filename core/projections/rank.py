@@ -19,6 +19,8 @@ class RankSet:
     def __init__(self) -> None:
         self._leaves: dict[int, int] = {}
         self._leaf_counts: dict[int, list[int]] = {}
+        #: bit per leaf of a group that has members, so that the first is found without a search
+        self._occupied: dict[int, int] = {}
         self._groups: list[int] = []
         self._group_counts: dict[int, int] = {}
         self._size = 0
@@ -41,9 +43,10 @@ class RankSet:
         counts = self._leaf_counts.get(group)
         if counts is None:
             counts = self._leaf_counts[group] = [0] * 64
-            self._group_counts[group] = 0
+            self._group_counts[group] = self._occupied[group] = 0
             insort(self._groups, group)
         counts[leaf & 63] += 1
+        self._occupied[group] |= 1 << (leaf & 63)
         self._group_counts[group] += 1
         self._size += 1
 
@@ -56,13 +59,14 @@ class RankSet:
             raise KeyError(number)
         if bits == bit:
             del self._leaves[leaf]
+            self._occupied[group] ^= 1 << (leaf & 63)
         else:
             self._leaves[leaf] = bits ^ bit
         self._leaf_counts[group][leaf & 63] -= 1
         self._group_counts[group] -= 1
         self._size -= 1
         if not self._group_counts[group]:
-            del self._group_counts[group], self._leaf_counts[group]
+            del self._group_counts[group], self._leaf_counts[group], self._occupied[group]
             del self._groups[bisect_left(self._groups, group)]
 
     def rank(self, number: int) -> int:
@@ -79,8 +83,8 @@ class RankSet:
         if not self._groups:
             return None
         group = self._groups[0]
-        counts = self._leaf_counts[group]
-        at = next(i for i, n in enumerate(counts) if n)
+        occupied = self._occupied[group]
+        at = (occupied & -occupied).bit_length() - 1
         leaf = group << 6 | at
         bits = self._leaves[leaf]
         return leaf << _LEAF_BITS | ((bits & -bits).bit_length() - 1)
