@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+
 from llama_orch.plugins.engines._mock_machine import Machine
 from llama_orch.plugins.engines._mock_server import MockServer
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
@@ -36,7 +37,7 @@ class TestLlamaCppOnMockServer(EngineContract):
     def engine(self):
         @contextlib.asynccontextmanager
         async def opened():
-            server = MockServer(Machine(slots=3), die=lambda: server.stop())
+            server = MockServer(Machine(slots=3), die=lambda: server.stop())  # noqa: PLW0108
             port = await server.start()
             engine = LlamaCpp({"url": f"http://127.0.0.1:{port}"})
             yield engine

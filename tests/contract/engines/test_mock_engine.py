@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+
 from llama_orch.plugins.engines.mock import MockEngine
 from llama_orch.plugins.testing.engines import EngineContract
 
