@@ -29,6 +29,7 @@ from .exits import CliError
 from .journal_access import make_store, place_of
 from .redact import redact
 from .shell import Shell
+from .snapshots import Snapshots
 
 if TYPE_CHECKING:
     from ..api.logs import EventLog
@@ -117,6 +118,7 @@ class _Daemon:
             services.start()
             undo.push_async_callback(pools.stop, kill_engines=True)
             await pools.start(settings, services.pools)
+            undo.push_async_callback(Snapshots(journal, loaded).close)
             self._watch_input(journal)
             app = create_app(services, settings)
             undo.callback(server_file.remove, loaded.data_dir, os.getpid())

@@ -62,8 +62,12 @@ def entries_record(frame_no: int, epoch: int, chunk: Chunk) -> EntriesRecorded:
     )
 
 
-def replay(store: JournalStore, head: Head | None = None, after_frame: int = 0) -> Replayed:
+def replay(
+    store: JournalStore, head: Head | None = None, after_frame: int = 0, upto_frame: int | None = None
+) -> Replayed:
     """Fold everything after ``after_frame`` into ``head`` (a new one, or one loaded from a snapshot).
+
+    :param upto_frame: the last frame to fold; ``None`` = to the end.
 
     :raises CorruptJournalError: frames are missing or cannot be decoded; the message names the frame.
     """
@@ -71,6 +75,8 @@ def replay(store: JournalStore, head: Head | None = None, after_frame: int = 0) 
     head = Head() if head is None else head
     expected = after_frame + 1
     for frame_no, epoch, first_seq, count, facts in store.facts(after_frame + 1):
+        if upto_frame is not None and frame_no > upto_frame:
+            break
         if frame_no != expected:
             msg = f"frame {expected} is missing: the next one is {frame_no}"
             raise CorruptJournalError(msg, remedy="`llama-orch journal verify` locates the damage; restore a backup.")
@@ -85,7 +91,7 @@ def replay(store: JournalStore, head: Head | None = None, after_frame: int = 0) 
     live = head.tasks.by_no
     if live:
         first = min(s.admitted_frame for s in live.values())
-        for frame in store.frames(max(first, after_frame + 1)):
+        for frame in store.frames(max(first, after_frame + 1), upto_frame):
             for chunk in decode_texts(frame.texts, frame.end_seq):
                 if chunk.task_no in live and not chunk.is_transcript:
                     head.fold_entries(entries_record(frame.frame_no, frame.epoch, chunk))
