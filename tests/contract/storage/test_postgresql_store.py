@@ -10,8 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from llama_orch.plugins import JournalStore
+from llama_orch.plugins import CorruptJournalError, JournalLockedError, JournalStore, StoreUnknownError
 from llama_orch.plugins.storage.postgresql import PostgresqlStore
+from llama_orch.plugins.testing.covers import covers
 from llama_orch.plugins.testing.storage import JournalStoreContract
 
 from .postgres_server import PostgresServer
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.postgresql
 
 
 class TestPostgresqlStore(JournalStoreContract):
-    """PostgreSQL"""
+    """PostgreSQL."""
 
     @pytest.fixture(autouse=True)
     def _server(self, postgres: PostgresServer) -> None:
@@ -54,3 +55,39 @@ class TestPostgresqlStore(JournalStoreContract):
 
 def _schema(folder: Path) -> str:
     return f"j{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+
+
+@covers("JRN-6")
+def test_migrate_brings_an_empty_schema_up_to_date_and_may_be_repeated(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    store = _store(postgres, tmp_path)
+    store.migrate()
+    store.migrate()
+    assert store.open().frame_no == 0
+    with pytest.raises(JournalLockedError):
+        _store(postgres, tmp_path).migrate()
+    store.close()
+
+
+@covers("JRN-6")
+def test_a_schema_of_a_newer_version_is_refused(postgres: PostgresServer, tmp_path: Path) -> None:
+    store = _store(postgres, tmp_path)
+    store.migrate()
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"UPDATE {_schema(tmp_path)}.alembic_version SET version_num = 'r9999'".encode())
+    with pytest.raises(CorruptJournalError, match="r9999"):
+        store.open()
+
+
+def test_a_password_is_not_in_the_error_of_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    store = PostgresqlStore(f"postgresql://someone:hunter2@/journal?host={tmp_path}", {"connect_timeout_s": 1})
+    with pytest.raises(StoreUnknownError) as caught:
+        store.open()
+    assert "hunter2" not in str(caught.value)
+
+
+def _store(postgres: PostgresServer, folder: Path) -> PostgresqlStore:
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_schema(folder)}".encode())
+    return PostgresqlStore(f"{postgres.url}&options=-csearch_path%3D{_schema(folder)}", {})

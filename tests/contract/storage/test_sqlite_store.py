@@ -14,7 +14,7 @@ from llama_orch.plugins.testing.storage import JournalStoreContract
 
 
 class TestSqliteStore(JournalStoreContract):
-    """SQLite"""
+    """SQLite."""
 
     def make_store(self, folder: Path) -> JournalStore:
         return SqliteStore(f"sqlite:///{folder}/journal.db", {})
