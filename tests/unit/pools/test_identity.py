@@ -6,6 +6,7 @@ import sys
 
 import msgspec
 import pytest
+
 from llama_orch.plugins import LaunchPlan
 from llama_orch.pools import identity as identities
 from llama_orch.pools.identity import MARKER, Identity, LinuxProcessTable, PosixProcessTable, process_table
@@ -71,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "lives"),
+    "table, lives",
     [
         (Table(ticks={1234: 99}), True),
         (Table(ticks={1234: 100}), False),  # the pid went to another process

@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from llama_orch.pools.lifecycle import Arm, Begin, Kill, Lifecycle, Phase, Report, Stopped, Terminate, Timing, Trouble
 
 GONE = Trouble("engine-exited", "exit status 1", "look")

@@ -1,0 +1,132 @@
+"""What tests of pools share: a fast engine process, a clock, and somebody who hears."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_orch.core.ports import EngineProperties, LaunchPlan
+from llama_orch.core.settings import PoolSettings, ProvisioningSettings, Settings
+from llama_orch.plugins.engines.llamacpp import LlamaCpp
+from llama_orch.plugins.engines.mock import MockEngine
+from llama_orch.pools.identity import owner_of, process_table
+from llama_orch.pools.lifecycle import Timing
+from llama_orch.pools.manager import PoolManager
+
+PATIENCE_S = 60.0
+TIMING = Timing(
+    backoff_first_ms=10,
+    backoff_last_ms=50,
+    grace_ms=2_000,
+    health_interval_ms=20,
+    start_poll_ms=5,
+    start_timeout_ms=30_000,
+    preload_timeout_ms=20_000,
+)
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+class Heard:
+    """Keeps what pools tell; tests wait for it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        self._changed = asyncio.Event()
+
+    def ready(self, pool_id: str, properties: EngineProperties, **more: Any) -> None:
+        self.told.append((pool_id, "ready", {"properties": properties, **more}))
+        self._changed.set()
+
+    def unready(self, pool_id: str, **more: Any) -> None:
+        self.told.append((pool_id, more["cause"], more))
+        self._changed.set()
+
+    async def next(self, pool_id: str, what: str) -> dict[str, Any]:
+        """Wait until a pool tells this; what it told before is forgotten."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                for n, (pool, told, more) in enumerate(self.told):
+                    if (pool, told) == (pool_id, what):
+                        del self.told[: n + 1]
+                        return more
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def plan_mock_server(config: Mapping[str, Any]) -> LaunchPlan:
+    """The launcher of these tests: the mock on llama.cpp's wire, as a process of its own."""
+    port = int(config["port"])
+    argv = [sys.executable, "-m", "llama_orch.plugins.engines._mock_server", "--port", str(port), "--slots", "2"]
+    return LaunchPlan(
+        argv=(*argv, *config["options"].get("arguments", [])),
+        url=f"http://127.0.0.1:{port}",
+        log_causes=(("port-taken", "port-taken", "Use another port."),),
+    )
+
+
+def managed(data_dir: Path, *, timing: Timing = TIMING) -> PoolManager:
+    """A manager whose engine `wire` is a fast process, and `mock` lives inside this one."""
+    return PoolManager(
+        data_dir=data_dir,
+        engines={"wire": LlamaCpp, "mock": MockEngine},
+        launchers={"wire": plan_mock_server},
+        clock=SystemClock(),
+        jitter=lambda: 0.0,
+        timing=timing,
+    )
+
+
+def pool(name: str = "a", engine: str = "wire", *arguments: str, **provisioning: Any) -> PoolSettings:
+    """Settings of one pool; ``arguments`` go to the mock server's command line."""
+    options = {"arguments": list(arguments)} if arguments else {}
+    return PoolSettings(
+        id=name,
+        engine=engine,
+        model="m",
+        provisioning=ProvisioningSettings(**{"options": options, **provisioning}),
+    )
+
+
+def settings(*pools: PoolSettings) -> Settings:
+    """Settings with these pools."""
+    return Settings(pools=list(pools))
+
+
+def pids(data_dir: Path) -> list[int]:
+    """Living engine processes of a data directory."""
+    return [pid for pid, _ in process_table().marked(owner_of(data_dir) + "/")]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory; no engine of it outlives the test."""
+    yield tmp_path
+    for pid in pids(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(test: Callable[[], Any]) -> None:
+    """Run an asynchronous test, bounded in time."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(2 * PATIENCE_S):
+            await test()
+
+    asyncio.run(bounded())
