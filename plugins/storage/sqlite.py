@@ -16,24 +16,20 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite as dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
 from .. import (
-    BodyPiece,
     CommitUnit,
     ConfigError,
     CorruptJournalError,
     FencedError,
-    Frame,
-    IndexRow,
     JournalStore,
     StoreFactory,
     StoreRefusedError,
@@ -43,20 +39,9 @@ from .. import (
 )
 from ._files import FileLock, identity, rescue, sync_directory
 from ._head import HeadFile, read_head
-from ._relational import (
-    BODY_COLUMNS,
-    FRAME_COLUMNS,
-    INDEX_COLUMNS,
-    PARTITION,
-    SELECT_EPOCH,
-    SELECT_TAIL,
-    RelationalReader,
-    bodies,
-    frame_source,
-    frames,
-    task_index,
-    writer,
-)
+from ._relational import PARTITION, SELECT_EPOCH, SELECT_TAIL, RelationalReader, writer
+from ._sqlite_errors import commit_failure, open_failure
+from ._sqlite_statements import INSERT_BODY, INSERT_FRAME, UPDATE_TEXTS, UPSERT_INDEX, body_row, frame_row, index_row
 
 _OPTIONS = {
     "wal_bytes": 64 * 1024 * 1024,
@@ -64,43 +49,6 @@ _OPTIONS = {
     "page_bytes": 1024,
     "busy_timeout_ms": 2,
 }
-_REFUSED = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_INTERRUPT,
-}
-_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_FORMAT}
-
-
-def _compiled(statement: sa.ClauseElement, names: Sequence[str]) -> str:
-    """SQL of a statement whose positional parameters are ``names``, in that order."""
-    compiled = statement.compile(dialect=dialect.dialect(paramstyle="qmark"))
-    positions: list[str] = getattr(compiled, "positiontup", None) or []
-    if positions != list(names):
-        msg = f"parameters are {positions}, expected {list(names)}"
-        raise AssertionError(msg)
-    return str(compiled)
-
-
-_upsert = dialect.insert(task_index)
-_INSERT_FRAME = _compiled(
-    dialect.insert(frames).from_select(FRAME_COLUMNS, frame_source(lock_writer=False)),
-    [*FRAME_COLUMNS, "own_partition", "own_epoch", "previous_no"],
-)
-_INSERT_BODY = _compiled(dialect.insert(bodies).on_conflict_do_nothing(), BODY_COLUMNS)
-_UPSERT_INDEX = _compiled(
-    _upsert.on_conflict_do_update(
-        index_elements=["task_no"], set_={n: _upsert.excluded[n] for n in INDEX_COLUMNS if n != "task_no"}
-    ),
-    INDEX_COLUMNS,
-)
-_UPDATE_TEXTS = _compiled(
-    sa.update(frames).values(texts=sa.bindparam("new")).where(frames.c.frame_no == sa.bindparam("number")),
-    ["new", "number"],
-)
 
 
 class SqliteStore(RelationalReader):
@@ -233,7 +181,7 @@ class SqliteStore(RelationalReader):
             last = connection.execute(SELECT_TAIL).one_or_none()
             raw.execute("COMMIT")
         except (sqlite3.Error, DBAPIError) as error:
-            raise _open_failure(error, self._path) from error
+            raise open_failure(error, self._path) from error
         with self._files:
             self._identity = identity(self._path)
             self._wal_fd = os.open(self._wal_path, os.O_RDWR | os.O_CLOEXEC)
@@ -312,44 +260,29 @@ class SqliteStore(RelationalReader):
         try:
             if not (unit.bodies or unit.index or unit.rewrites):
                 # a single statement is its own transaction
-                inserted = raw.execute(_INSERT_FRAME, self._frame_row(frame)).rowcount
+                inserted = raw.execute(INSERT_FRAME, frame_row(frame, self._epoch)).rowcount
             else:
                 inserted = self._commit_all(raw, unit)
         except sqlite3.Error as error:
-            raise _commit_failure(raw, error) from error
+            raise commit_failure(raw, error) from error
         if inserted != 1:
             msg = (
                 f"frame {frame.frame_no} of epoch {self._epoch} was refused: another writer has taken the journal over"
             )
             raise FencedError(msg)
 
-    def _frame_row(self, frame: Frame) -> tuple[Any, ...]:
-        return (
-            frame.frame_no,
-            frame.epoch,
-            frame.first_seq,
-            frame.count,
-            frame.prev_hash,
-            frame.hash,
-            frame.facts,
-            frame.texts,
-            PARTITION,
-            self._epoch,
-            frame.frame_no - 1,
-        )
-
     def _commit_all(self, raw: sqlite3.Connection, unit: CommitUnit) -> int:
         raw.execute("BEGIN IMMEDIATE")
         for piece in unit.bodies:
-            raw.execute(_INSERT_BODY, _body_row(piece))
-        inserted = raw.execute(_INSERT_FRAME, self._frame_row(unit.frame)).rowcount
+            raw.execute(INSERT_BODY, body_row(piece))
+        inserted = raw.execute(INSERT_FRAME, frame_row(unit.frame, self._epoch)).rowcount
         if inserted != 1:
             raw.execute("ROLLBACK")
             return inserted
         for row in unit.index:
-            raw.execute(_UPSERT_INDEX, _index_row(row))
+            raw.execute(UPSERT_INDEX, index_row(row))
         for number, texts in unit.rewrites:
-            raw.execute(_UPDATE_TEXTS, (texts, number))
+            raw.execute(UPDATE_TEXTS, (texts, number))
         raw.execute("COMMIT")
         return inserted
 
@@ -359,7 +292,7 @@ class SqliteStore(RelationalReader):
         try:
             raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         except sqlite3.Error as error:
-            raise _commit_failure(raw, error) from error
+            raise commit_failure(raw, error) from error
 
     def sync(self, target_hash: bytes, seq: int) -> None:
         with self._files:
@@ -417,7 +350,7 @@ class SqliteStore(RelationalReader):
         return engine
 
     def _read_failure(self, error: DBAPIError) -> Exception:
-        return _open_failure(error, self._path)
+        return open_failure(error, self._path)
 
 
 def _identity_of(fd: int) -> tuple[int, int]:
@@ -429,42 +362,6 @@ def _dbapi(connection: sa.Connection) -> sqlite3.Connection:
     raw = connection.connection.driver_connection
     assert isinstance(raw, sqlite3.Connection)
     return raw
-
-
-def _body_row(piece: BodyPiece) -> tuple[Any, ...]:
-    return (piece.owner, piece.body_id, piece.piece, piece.pieces, piece.data)
-
-
-def _index_row(row: IndexRow) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in INDEX_COLUMNS)
-
-
-def _code(error: BaseException) -> int:
-    """SQLite's primary error code, 0 when there is none."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _commit_failure(raw: sqlite3.Connection, error: sqlite3.Error) -> StoreRefusedError | StoreUnknownError:
-    refused = _code(error) in _REFUSED
-    try:
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
-    except sqlite3.Error:
-        refused = False
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    if refused:
-        return StoreRefusedError(f"the journal's database did not take a frame: {error} ({name})")
-    return StoreUnknownError(f"the journal's database failed while it took a frame: {error} ({name})")
-
-
-def _open_failure(error: BaseException, path: Path) -> Exception:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if _code(error) in _BROKEN:
-        return CorruptJournalError(f"{path} is damaged or no SQLite database: {cause}")
-    if _code(error) in _REFUSED:
-        return StoreRefusedError(f"{path} cannot be used now: {cause}")
-    return StoreUnknownError(f"{path} cannot be opened or read: {cause}")
 
 
 def _factory(url: str, options: Mapping[str, Any]) -> JournalStore:
