@@ -34,6 +34,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     #: between the polite and the other signal
     grace_ms: Ms = 5_000
     health_interval_ms: Ms = 2_000
+    #: silence for so long fails a health check
+    health_timeout_ms: Ms = 5_000
     #: failed health checks in a row until a running engine counts as unhealthy
     health_failures: Annotated[int, Meta(ge=1)] = 3
     #: first pause between two looks at a starting engine; it grows tenfold

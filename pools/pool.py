@@ -199,7 +199,7 @@ class Pool:
         """Wait until it is up; somebody else's engine that is not there at all is looked for again later."""
         pause_ms, told = float(self._timing.start_poll_ms), ""
         while True:
-            health = await client.health()
+            health = await self._health(client)
             match health.state:
                 case EngineState.READY:
                     return
@@ -214,6 +214,14 @@ class Pool:
                         raise _TroubleError(_trouble_of(health))
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(pause_ms * 1.3, self._timing.start_poll_ms * 10)
+
+    async def _health(self, client: Engine) -> EngineHealth:
+        try:
+            async with asyncio.timeout(self._timing.health_timeout_ms / 1000):
+                return await client.health()
+        except TimeoutError:
+            detail = f"no answer to a health check within {self._timing.health_timeout_ms} ms"
+            return EngineHealth(state=EngineState.UNREACHABLE, detail=detail)
 
     async def _idles(self, client: Engine) -> None:
         """What the run before this one had asked for is nobody's any more; wait until the engine noticed."""
@@ -231,7 +239,7 @@ class Pool:
             pause_ms = self._timing.start_poll_ms * 10 if failures else self._timing.health_interval_ms
             await asyncio.sleep(min(pause_ms, self._timing.health_interval_ms) / 1000)
             self._host.tend()
-            health = await client.health()
+            health = await self._health(client)
             failures = 0 if health.state is EngineState.READY else failures + 1
             if failures >= self._timing.health_failures:
                 if self._host.watched:

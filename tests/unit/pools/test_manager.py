@@ -88,7 +88,7 @@ def test_an_engine_that_dies_is_started_again_and_running_attempts_hear_of_it(da
 
 def test_an_engine_that_hangs_is_ended_and_started_again(data_dir):
     async def test():
-        timing = msgspec.structs.replace(TIMING, grace_ms=50)
+        timing = msgspec.structs.replace(TIMING, grace_ms=50, health_timeout_ms=200)
         manager, heard = managed(data_dir, timing=timing), Heard()
         await manager.start(settings(pool()), heard)
         await heard.next("a", "ready")
