@@ -67,9 +67,13 @@ class LiveServer:
         return self
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not end"
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function on the server's loop."""
@@ -90,7 +94,6 @@ class LiveServer:
         except BaseException as error:
             self._failure = error
             self._up.set()
-            raise
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()

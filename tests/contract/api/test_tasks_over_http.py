@@ -1,0 +1,311 @@
+"""Submit, follow, resume, cancel, wait: /v1/tasks over a real connection."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from llama_orch.core.settings import PoolSettings, QueueSettings, StreamSettings
+
+from .live_server import LiveServer
+
+Frames = list[tuple[str, str, dict[str, Any]]]
+
+
+def frames_of(text: str) -> Frames:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
+        if fields:
+            found.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
+    return found
+
+
+def submit(http: httpx.Client, prompt: str = "hello", **fields: Any) -> str:
+    answer = http.post("/v1/tasks", json={"model_ref": "mock", "prompt": prompt, **fields})
+    assert answer.status_code == 202, answer.text
+    task_id: str = answer.json()["task_id"]
+    return task_id
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.005)
+
+
+def stream_of(http: httpx.Client, task_id: str, **kwargs: Any) -> Frames:
+    answer = http.get(f"/v1/tasks/{task_id}/stream", **kwargs)
+    assert answer.status_code == 200, answer.text
+    return frames_of(answer.text)
+
+
+def test_a_submission_answers_place_prediction_and_location(http: httpx.Client) -> None:
+    answer = http.post("/v1/tasks", json={"model_ref": "mock", "prompt": "x"})
+    said = answer.json()
+    assert answer.headers["location"] == f"/v1/tasks/{said['task_id']}"
+    assert said["queue_position"] == 0
+    assert said["predicted_start_ms_p10"] <= said["predicted_start_ms"] <= said["predicted_start_ms_p90"]
+    assert said["attached"] is False
+
+
+def test_a_stream_has_started_every_token_and_one_end(http: httpx.Client) -> None:
+    frames = stream_of(http, submit(http, max_tokens=9, seed=5))
+    assert [name for name, _, _ in frames] == ["started", *["token"] * 9, "end"]
+    assert frames[0][2]["seed"] == 5
+    assert frames[0][2]["pool_id"] == "m"
+    assert [data["i"] for name, _, data in frames if name == "token"] == list(range(9))
+    assert frames[-1][2]["finish_reason"] == "length"
+    assert frames[-1][2]["usage"]["completion_tokens"] == 9
+
+
+def test_stream_headers_keep_proxies_from_buffering(http: httpx.Client) -> None:
+    answer = http.get(f"/v1/tasks/{submit(http)}/stream")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+def test_a_stream_goes_on_after_each_of_its_ids_without_gap_or_repetition(http: httpx.Client) -> None:
+    task_id = submit(http, max_tokens=6)
+    whole = stream_of(http, task_id)
+    for at, (_, frame_id, _) in enumerate(whole):
+        by_header = stream_of(http, task_id, headers={"Last-Event-ID": frame_id})
+        by_query = stream_of(http, task_id, params={"from": frame_id})
+        assert by_header == by_query == whole[at + 1 :]
+
+
+def test_an_id_that_the_journal_does_not_hold_is_lost_and_told(http: httpx.Client) -> None:
+    task_id = submit(http, max_tokens=3)
+    last = stream_of(http, task_id)[-1][1]
+    answer = http.get(f"/v1/tasks/{task_id}/stream", headers={"Last-Event-ID": "9.2"})
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "RESUME_LOST"
+    assert answer.json()["last_id_held"] == last
+
+
+@pytest.mark.parametrize("wrong", ["x", "1", "1.x", "-1.2", "1.2.3", "1." + "9" * 50])
+def test_an_id_that_is_none_is_refused_by_name(http: httpx.Client, wrong: str) -> None:
+    answer = http.get(f"/v1/tasks/{submit(http)}/stream", headers={"Last-Event-ID": wrong})
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "Last-Event-ID"
+
+
+def test_a_failed_task_ends_with_one_error_frame_that_has_an_id(http: httpx.Client) -> None:
+    frames = stream_of(http, submit(http, "[[mock fault=cut:3]]", recovery="none"))
+    name, frame_id, data = frames[-1]
+    assert name == "error"
+    assert frame_id
+    assert data["code"] in {"WORKER_RESET", "INTERRUPTED"}
+    assert data["engine"] == "mock"
+    assert [n for n, _, _ in frames].count("error") == 1
+
+
+def test_cancel_is_idempotent_and_the_stream_ends_with_it(http: httpx.Client) -> None:
+    task_id = submit(http, "[[mock fault=silent:2]]")
+    read: list[Frames] = []
+    reader = threading.Thread(target=lambda: read.append(stream_of(http, task_id)))
+    reader.start()
+    until(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "running", "the start")
+    for _ in range(2):
+        answer = http.post(f"/v1/tasks/{task_id}/cancel", headers={"X-Correlation-Id": "mine"})
+        assert answer.status_code == 204
+        assert answer.headers["x-correlation-id"] == "mine"
+        assert answer.content == b""
+    reader.join(20)
+    assert read[0][-1][0] == "end"
+    assert read[0][-1][2]["finish_reason"] == "cancelled"
+
+
+def test_cancel_of_an_unknown_task_is_404(http: httpx.Client) -> None:
+    answer = http.post(f"/v1/tasks/{uuid.uuid4()}/cancel")
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "NOT_FOUND"
+
+
+def test_waiting_answers_with_the_result(http: httpx.Client) -> None:
+    info = http.get(f"/v1/tasks/{submit(http)}", params={"wait": 20_000}).json()
+    assert info["state"] == "completed"
+    assert info["text"]
+
+
+def test_waiting_too_short_answers_with_the_state(http: httpx.Client) -> None:
+    task_id = submit(http, "[[mock fault=silent]]")
+    info = http.get(f"/v1/tasks/{task_id}", params={"wait": 50}).json()
+    assert info["state"] in {"placed", "running"}
+    assert http.post(f"/v1/tasks/{task_id}/cancel").status_code == 204
+
+
+def test_a_key_attaches_to_its_task_and_refuses_another_body(http: httpx.Client) -> None:
+    body = {"model_ref": "mock", "prompt": "x"}
+    first = http.post("/v1/tasks", json=body, headers={"Idempotency-Key": "k"}).json()
+    # The same body, written in another order.
+    again = http.post("/v1/tasks", json=dict(reversed(body.items())), headers={"Idempotency-Key": "k"}).json()
+    assert again["task_id"] == first["task_id"]
+    assert again["attached"] is True
+    other = http.post("/v1/tasks", json={**body, "prompt": "y"}, headers={"Idempotency-Key": "k"})
+    assert other.status_code == 409
+    assert other.json()["code"] == "CONFLICT"
+
+
+def test_a_task_goes_on_when_its_reader_leaves(http: httpx.Client, live: LiveServer) -> None:
+    task_id = submit(http, "[[mock rate=200 tokens=40]]")
+    with http.stream("GET", f"/v1/tasks/{task_id}/stream") as answer:
+        next(answer.iter_bytes())
+    assert http.get(f"/v1/tasks/{task_id}", params={"wait": 20_000}).json()["state"] == "completed"
+
+
+def test_a_task_that_asked_for_it_is_cancelled_when_its_last_reader_leaves(http: httpx.Client) -> None:
+    task_id = submit(http, "[[mock fault=silent:2]]", cancel_on_disconnect=True)
+    with http.stream("GET", f"/v1/tasks/{task_id}/stream") as one:
+        first = one.iter_bytes()
+        next(first)
+        with http.stream("GET", f"/v1/tasks/{task_id}/stream") as two:
+            next(two.iter_bytes())
+        assert http.get(f"/v1/tasks/{task_id}", params={"wait": 100}).json()["state"] == "running"
+    info = http.get(f"/v1/tasks/{task_id}", params={"wait": 20_000}).json()
+    assert info["state"] == "cancelled"
+
+
+def test_a_silent_stream_has_heartbeats(make_server: Callable[..., LiveServer]) -> None:
+    server = make_server(streams=StreamSettings(heartbeat_ms=100))
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        task_id = submit(http, "[[mock fault=silent]]")
+        with http.stream("GET", f"/v1/tasks/{task_id}/stream") as answer:
+            lines: Iterator[str] = answer.iter_lines()
+            assert next(line for line in lines if line.startswith(":")) == ": hb"
+
+
+@pytest.fixture
+def busy(make_server: Callable[..., LiveServer]) -> LiveServer:
+    """One slot, two places in the queue."""
+    pool = PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=QueueSettings(capacity=2))
+    return make_server(pools=[pool])
+
+
+def test_a_waiting_task_tells_its_place_in_comments_or_events(busy: LiveServer) -> None:
+    with httpx.Client(base_url=busy.url, timeout=20) as http:
+        running = submit(http, "[[mock fault=silent]]")
+        waiting = submit(http)
+        with http.stream("GET", f"/v1/tasks/{waiting}/stream") as answer:
+            assert next(answer.iter_lines()).startswith(": queued position=0")
+        with http.stream("GET", f"/v1/tasks/{waiting}/stream", params={"progress": "1"}) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: queued"
+            assert json.loads(next(lines).removeprefix("data: "))["queue_position"] == 0
+        queue = http.get("/v1/queue").json()["groups"][0]
+        assert queue["depth"] == {"interactive": 1, "batch": 0}
+        assert [e["task_id"] for e in queue["entries"]] == [waiting]
+        http.post(f"/v1/tasks/{running}/cancel")
+        assert stream_of(http, waiting)[-1][0] == "end"
+
+
+def test_a_full_queue_answers_429_and_how_long_to_wait(busy: LiveServer) -> None:
+    with httpx.Client(base_url=busy.url, timeout=20) as http:
+        running = submit(http, "[[mock fault=silent:1]]")
+        until(lambda: http.get(f"/v1/tasks/{running}").json()["state"] == "running", "the start")
+        submit(http)
+        submit(http)
+        answer = http.post("/v1/tasks", json={"model_ref": "mock", "prompt": "x"})
+        said = answer.json()
+        assert answer.status_code == 429
+        assert said["code"] == "ADMISSION_REJECT"
+        assert said["policy_label"] == "reject"
+        assert said["retriable"] is True
+        assert int(answer.headers["x-backoff-ms"]) == said["retry_after_ms"]
+        assert int(answer.headers["retry-after"]) * 1000 >= said["retry_after_ms"]
+        of_openai = http.post(
+            "/v1/chat/completions", json={"model": "mock", "messages": [{"role": "user", "content": "x"}]}
+        )
+        assert of_openai.status_code == 429
+        assert of_openai.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_sessions_count_turns(http: httpx.Client) -> None:
+    session_id = str(uuid.uuid4())
+    submit(http, session_id=session_id)
+    submit(http, session_id=session_id)
+    said = http.get(f"/v1/sessions/{session_id}").json()
+    assert (said["turns"], said["turns_remaining"]) == (2, 6)
+    assert 0 < said["ttl_ms_remaining"] <= said["ttl_ms"]
+    assert [s["session_id"] for s in http.get("/v1/sessions").json()["sessions"]] == [session_id]
+    for _ in range(6):
+        submit(http, session_id=session_id)
+    ninth = http.post("/v1/tasks", json={"model_ref": "mock", "prompt": "x", "session_id": session_id})
+    assert ninth.status_code == 409
+    assert ninth.json()["code"] == "SESSION_TURNS_EXCEEDED"
+
+
+def test_the_list_of_tasks_has_pages_and_filters(http: httpx.Client) -> None:
+    ids = [submit(http) for _ in range(5)]
+    for task_id in ids:
+        http.get(f"/v1/tasks/{task_id}", params={"wait": 20_000})
+    seen: list[str] = []
+    before = ""
+    while True:
+        page = http.get("/v1/tasks", params={"limit": 2, "before": before, "state": "completed"}).json()
+        seen += [t["task_id"] for t in page["tasks"]]
+        before = page["next"]
+        if not before:
+            break
+    assert seen == ids[::-1]
+    assert http.get("/v1/tasks", params={"state": "failed"}).json()["tasks"] == []
+
+
+def test_the_decision_of_a_task_is_told(http: httpx.Client) -> None:
+    task_id = submit(http)
+    http.get(f"/v1/tasks/{task_id}", params={"wait": 20_000})
+    said = http.get(f"/v1/tasks/{task_id}/decision").json()
+    assert said["selected_pool_id"] == "m"
+    assert said["candidates_considered"] == ["m"]
+    assert len(said["decisions"]) == 1
+
+
+def test_the_journal_can_be_counted_followed_verified_and_exported(http: httpx.Client) -> None:
+    task_id = submit(http, "tell me a secret")
+    http.get(f"/v1/tasks/{task_id}", params={"wait": 20_000})
+    until(
+        lambda: "task.transcribed" in http.get("/v1/journal/stats", params={"full": 1}).json()["by_name"], "transcript"
+    )
+    stats = http.get("/v1/journal/stats").json()
+    assert stats["status"] == "ok"
+    names = [e["name"] for e in http.get("/v1/journal/tail", params={"stream": f"task:{task_id}"}).json()["events"]]
+    assert names == ["task.admitted", "task.placed", "task.started", "task.ended", "task.transcribed"]
+    end = http.get("/v1/journal/tail").json()["last_frame"]
+    assert http.get("/v1/journal/tail", params={"after_frame": end}).json() == {"events": [], "last_frame": end}
+    everything = http.get("/v1/journal/tail", params={"after_frame": 0}).json()
+    assert everything["events"][0]["name"] == "server.started"
+    report = http.get("/v1/journal/verify").json()
+    assert report["ok"], report
+    lines = [json.loads(line) for line in http.get("/v1/journal/export").text.splitlines()]
+    assert lines[-1]["end"]["events"] == len(lines) - 1
+    assert [e["seq"] for e in lines[:-1]] == list(range(1, len(lines)))
+    assert "secret" not in http.get("/v1/journal/export").text
+    assert "transcript" in [
+        e.get("name") for e in map(json.loads, http.get("/v1/journal/export?texts=1").text.splitlines())
+    ]
+
+
+def test_a_stopping_server_breaks_streams_off_without_an_id(make_server: Callable[..., LiveServer]) -> None:
+    server = make_server()
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        task_id = submit(http, "[[mock fault=silent:1]]")
+        with http.stream("GET", f"/v1/tasks/{task_id}/stream") as answer:
+            chunks = answer.iter_text()
+            text = next(chunks)
+            stopper = threading.Thread(target=server.stop)
+            stopper.start()
+            text += "".join(chunks)
+            stopper.join(30)
+    name, frame_id, data = frames_of(text)[-1]
+    assert (name, frame_id) == ("error", "")
+    assert data["code"] == "JOURNAL_UNAVAILABLE"
+    assert data["retriable"] is True
