@@ -134,6 +134,25 @@ def join(batches: Sequence[EntryBatch]) -> EntryBatch:
     return out
 
 
+def well_formed(batch: EntryBatch) -> EntryBatch:
+    """The batch with lone surrogates, which no UTF-8 can hold, replaced by "?" (JRN-9)."""
+
+    def mended(column: list[str]) -> list[str]:
+        return [text.encode(errors="replace").decode() for text in column]
+
+    return EntryBatch(
+        dts_us=batch.dts_us,
+        texts=mended(batch.texts),
+        ids=batch.ids,
+        tokens=batch.tokens,
+        id_counts=batch.id_counts,
+        incomplete=batch.incomplete,
+        choices=batch.choices,
+        channels=None if batch.channels is None else mended(batch.channels),
+        logprobs=None if batch.logprobs is None else mended(batch.logprobs),
+    )
+
+
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_any = msgspec.msgpack.Decoder().decode
 

@@ -8,12 +8,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import JournalError, StoreUnknownError
 from ..ports import CommitUnit, JournalStore
 
 Done = Callable[[Exception | None], None]
 CallSoon = Callable[..., object]
+
+
+class Committer(Protocol):
+    """Commits units apart from the event loop, one at a time."""
+
+    def submit(self, unit: CommitUnit, done: Done) -> None:
+        """Commit a unit and call back on the event loop with what went wrong, if anything."""
+        ...
+
+    def close(self) -> None:
+        """Stop after the unit at hand."""
+        ...
+
+
+class Durability(Protocol):
+    """Makes what is committed survive power loss."""
+
+    def committed(self, seq: int, digest: bytes, *, durable: bool) -> None:
+        """Note a commit; sync it soon when it is durable."""
+        ...
+
+    def close(self) -> None:
+        """Stop after the sync at hand."""
+        ...
+
+
+MakeCommitter = Callable[[JournalStore, CallSoon], Committer]
+MakeDurability = Callable[[JournalStore, CallSoon, Callable[[int, "Exception | None"], None]], Durability]
 
 
 class CommitThread:

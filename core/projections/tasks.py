@@ -55,6 +55,8 @@ class TaskState(msgspec.Struct, gc=False, kw_only=True):
     ended: TaskEnded | None = None
     ended_ns: int = 0
     ended_frame: int = 0
+    #: seq of the end
+    ended_seq: int = 0
     ended_epoch: int = 0
 
     @property
@@ -69,6 +71,8 @@ class Duplicate(msgspec.Struct, frozen=True, gc=False):
     task_id: str
     request_digest: str
     until_ns: int
+    #: the task failed in a way that another run may mend: the same request may run again under the key (ADM-6)
+    may_run_again: bool = False
 
 
 class Tasks(Projection):
@@ -166,8 +170,14 @@ class Tasks(Projection):
         state.ended = event
         state.ended_ns = record.time_ns
         state.ended_frame = record.frame_no
+        state.ended_seq = record.seq
         state.ended_epoch = record.epoch
         self.closing[event.task_id] = state
+        if event.retriable and event.outcome == "failed":
+            key = (state.admitted.owner, state.admitted.idempotency_digest)
+            known = self.keys.get(key)
+            if known is not None and known.task_id == event.task_id:
+                self.keys[key] = msgspec.structs.replace(known, may_run_again=True)
 
     @on(TaskTranscribed)
     def _transcribed(self, record: Recorded) -> None:
@@ -196,7 +206,10 @@ class Tasks(Projection):
         """Live and closing tasks in order of admission, then keys in order of expiry."""
         return {
             "tasks": [msgspec.to_builtins(s) for s in self.by_no.values()],
-            "keys": [[owner, key, d.task_id, d.request_digest, d.until_ns] for (owner, key), d in self.keys.items()],
+            "keys": [
+                [owner, key, d.task_id, d.request_digest, d.until_ns, d.may_run_again]
+                for (owner, key), d in self.keys.items()
+            ],
         }
 
     def load(self, data: Any) -> None:
@@ -208,5 +221,5 @@ class Tasks(Projection):
             (self.closing if state.ended is not None else self.live)[state.task_id] = state
             if state.ended is None and state.phase == TaskPhase.RUNNING:
                 self.running += 1
-        for owner, key, task_id, digest, until in data["keys"]:
-            self.keys[(owner, key)] = Duplicate(task_id, digest, until)
+        for owner, key, task_id, digest, until, again in data["keys"]:
+            self.keys[(owner, key)] = Duplicate(task_id, digest, until, again)

@@ -128,7 +128,7 @@ class Attempt:
 
     def pressure(self) -> bool:
         """Whether the engine shall pause: the journal cannot be written and too much waits."""
-        return self._journal.overloaded
+        return self._journal.pressure()
 
     # -----------------------------------------------------------------------------------------------------------
 
