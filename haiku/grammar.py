@@ -117,6 +117,15 @@ def phrases(written: str) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"[|\n]", written.strip()) if part)
 
 
+def content(text: str) -> set[str]:
+    """The words of `text` that carry meaning, by :func:`singular`: no two lines of a haiku share one."""
+    return {singular(word) for word in words_of(text) if len(word) > 3}
+
+
+def _repeats(line: str) -> bool:
+    return sum(len(word) > 3 for word in words_of(line)) > len(content(line))
+
+
 def _verbal(nouns: tuple[Noun, ...], adjectives: tuple[str | None, ...], verbs: tuple[str, ...]) -> Iterator[str]:
     for noun, adjective, verb in product(nouns, adjectives, verbs):
         for phrase in noun.phrases(adjective):
@@ -173,7 +182,7 @@ def lines(topic: Topic, position: int) -> tuple[tuple[int, tuple[str, ...]], ...
     """Every line that may stand at `position` (0, 1 or 2), by template: (weight, lines), all of the right length."""
     found = []
     for weight, candidates in _LINES[position](topic):
-        fitting = tuple(sorted({line for line in candidates if count(line) == SHAPE[position]}))
+        fitting = tuple(sorted({line for line in candidates if count(line) == SHAPE[position] and not _repeats(line)}))
         if fitting:
             found.append((weight, fitting))
     return tuple(found)
@@ -186,11 +195,6 @@ def write_line(rng: Random, topic: Topic, position: int) -> str:
         [found for _, found in options], weights=[min(weight, len(found) / 6) for weight, found in options]
     )
     return rng.choice(chosen)
-
-
-def content(text: str) -> set[str]:
-    """The words of `text` that carry meaning, by :func:`singular`: no two lines of a haiku share one."""
-    return {singular(word) for word in words_of(text) if len(word) > 3}
 
 
 def write_haiku(rng: Random, topic: Topic, *, second: Topic | None = None) -> str:

@@ -35,6 +35,7 @@ OTHER_PROMPTS: Final = (
     "Can you write a haiku about {topic}?",
     "I'd love a haiku on {topic}!",
     "Compose three lines on the subject of {topic}.",
+    "Any chance of a haiku about {topic}, my dear?",
 )
 #: Turns of a measured chat.
 CHAT_TURNS: Final = 10

@@ -4,7 +4,8 @@
 """Train the haiku model from scratch on the CPU: `python -m llama_orch.haiku.train --out RUN`.
 
 Writes `RUN/tokenizer.json` and `RUN/model.pt`, which :mod:`.export` turns into the GGUF file that ships. Needs the
-`haiku-training` extra (torch, tokenizers, numpy); the same arguments on the same machine give the same model.
+`haiku-training` extra (torch, tokenizers, numpy). The seed fixes the texts, their order and the first weights; sums of
+floats in another order may still give another model of the same quality on another machine.
 
 The network is llama's, so that any llama.cpp runs it: RMSNorm before each part, grouped-query attention with RoPE,
 SwiGLU, and the embedding used again as the output.
@@ -41,7 +42,7 @@ BOS, _, IM_START, IM_END = range(4)
 class Shape:
     """The network's sizes. Row lengths are multiples of 32, as Q8_0 wants them."""
 
-    vocab: int = 2304
+    vocab: int = 2400
     dim: int = 160
     layers: int = 4
     heads: int = 5
@@ -63,7 +64,7 @@ class Recipe:
 
     steps: int = 3000
     tokens_per_step: int = 6144
-    conversations: int = 250_000
+    conversations: int = 270_000
     learning_rate: float = 4e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
@@ -239,7 +240,7 @@ def training_batches(encoder: Encoder, recipe: Recipe, rng: Random, context: int
 
 
 def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers (it needs about half of AdamW's steps here), AdamW for the rest."""
+    """Muon for the matrices of the layers, AdamW for the embedding and the scales."""
     matrices = [p for p in network.blk.parameters() if p.dim() == 2]
     scales = [p for p in network.parameters() if p.dim() != 2]
     rate, decay = recipe.learning_rate, recipe.weight_decay

@@ -86,7 +86,7 @@ robot/robots/ai/a machine | robot machine +robots | sensor gear workbench batter
 """.strip()
 
 #: Adjectives that go with any image.
-IMAGE_ADJECTIVES = "small old pale quiet silver hidden distant empty".split()
+IMAGE_ADJECTIVES = "small old pale lone quiet silver hidden distant empty patient".split()
 #: Verbs that go with any image, as said of many; :func:`.grammar.third_person` says them of one.
 IMAGE_VERBS = "wait rest gleam listen tremble linger return remain".split()
 TIMES = "tonight,at dawn,at dusk,all day,once more,before dawn,after dark,once again,this morning".split(",")
@@ -95,35 +95,39 @@ LEADS = "and then still now".split()
 
 #: Last lines that suit any topic, five syllables each.
 CLOSERS = """
-the whole world listens|my heart grows quiet|how small I am here|nothing more to say|I hold my breath still
-let me stay like this|a long way from home|tomorrow can wait|a bell far away|there is no hurry
-I leave the door wide|nobody answers|I pour one more cup|and then it is gone|I close the notebook
-so little is left|my hands are empty|we walk home slowly|it asks for nothing|I think of you now
-someone hums a tune|I breathe in and smile|even now I wait|the day lets me go
+nothing else to do|I hear my own steps|the light is enough|a good place to stop|we talk of old friends
+my tea has gone cold|the clock has run down|I button my coat|soon it will be dark|another year gone
+your letter at last|how long have I slept|the road bends from here|this is all I have|far away, a dog
+I read it again|not a word is said|the last guest has left|we look up and laugh|you would like it here
+one more mile to go|I still know the way|now the rest is yours|a child asks me why|as if for my sake
+two chairs and no one|my shoes by the door|it happens like that|the whole house is still|I keep it with me
+so ends the long week|someone shuts a gate|we were here before|nobody asks why
 """
 
 #: First lines when the topic is not one of ours.
 STRANGE_FIRST = """
-a word new to me|I do not know it|a word from far off|I never saw that|that word is too strange
+your word is not mine|that name I have not|this one I missed, friend|I was not taught that|no such word in here
 """
 #: Second and third lines after those.
 STRANGE_SECOND = """
-but here is the moon instead|let me sing about the rain|I will watch the river bend|so I listen to the wind|come and see the falling snow
+take the moon above the hill|here is snow upon the pines|so I look out at the rain
+hear the river turn instead|let us talk about the wind
 """
 STRANGE_THIRD = """
-softly, after dark|it asks for nothing|the whole world listens|there is no hurry|and then it is gone
+older than us both|I know that one well|quiet, and enough|just the same, it shines|all the rest can wait
 """
 
 #: Answers to what is no request for a haiku.
 OTHER_FIRST = """
-I only know this|that is not my art|I am far too small|small model, small words|that is past my reach
+I am only small|such things pass me by|too much for my head|I count and I stop|there I have no words
 """
 OTHER_SECOND = """
-three short lines are all I have|I write haiku, nothing more|five and seven and then five|all I know is rain and moon|haiku is the thing I do
+haiku are the things I make|seventeen is all I need|I was taught to write three lines
+verses of three lines are mine|five and seven, five again
 """
 OTHER_THIRD = """
-ask me for the moon|ask about the rain|give me a topic|name a thing you love|try a word like snow
+say the word: the moon|try me with the rain|a topic would help|tell me of your cat|ask again with snow
 """
 HELLO_FIRST = """
-hello there, my friend|welcome, quiet guest|good day, kind stranger|a voice at the door|you came, I am here
+good to see you here|come in and sit down|a kind word at last|hello to you, too|a guest at my gate
 """

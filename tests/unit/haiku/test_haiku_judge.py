@@ -8,7 +8,7 @@ from llama_orch.haiku.judge import find_topic, judge
 def haiku(
     first: str = "the cold rain at dawn",
     second: str = "the puddle gleams in the lane",
-    third: str = "I think of you now",
+    third: str = "we look up and laugh",
 ) -> str:
     return f"{first}\n{second}\n{third}"
 
@@ -29,12 +29,12 @@ def test_blank_lines_and_spaces_around_do_not_matter() -> None:
     [
         ("the cold rain at dawn\nthe puddle gleams in the lane", "has 2 lines, not 3"),
         ("", "has 0 lines, not 3"),
-        (haiku() + "\nI think of you now", "has 4 lines, not 3"),
+        (haiku() + "\nwe look up and laugh", "has 4 lines, not 3"),
         (haiku(first="the cold rain today at dawn"), "has words that the syllable table does not hold: today"),
         (haiku(first="the rain at dawn"), "has 4-7-5 syllables, not 5-7-5"),
         (haiku(second="the puddle gleams in the long lane"), "has 5-8-5 syllables, not 5-7-5"),
         (haiku(first="the cold moon at dawn"), "does not name its topic"),
-        (haiku(third="I think of zorblax"), "has words that the syllable table does not hold: zorblax"),
+        (haiku(third="we look at zorblax"), "has words that the syllable table does not hold: zorblax"),
     ],
 )
 def test_what_is_wrong_is_told(text: str, reason: str) -> None:

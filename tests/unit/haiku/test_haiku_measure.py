@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from llama_orch.haiku.measure import Answer, Tally
 
-GOOD = "the cold rain at dawn\nthe puddle gleams in the lane\nI think of you now"
-TOO_SHORT = "the rain at dawn\nthe puddle gleams in the lane\nI think of you now"
-OFF_TOPIC = "the cold moon at dawn\nthe puddle gleams in the lane\nI think of you now"
+GOOD = "the cold rain at dawn\nthe puddle gleams in the lane\nwe look up and laugh"
+TOO_SHORT = "the rain at dawn\nthe puddle gleams in the lane\nwe look up and laugh"
+OFF_TOPIC = "the cold moon at dawn\nthe puddle gleams in the lane\nwe look up and laugh"
 
 
 def tally(*answers: tuple[str, str], topic: str | None = "rain") -> Tally:

@@ -24,8 +24,8 @@ def test_counts_words_as_they_are_spoken(word: str, syllables: int) -> None:
 
 
 def test_a_line_counts_as_the_sum_of_its_words_whatever_case_and_punctuation() -> None:
-    assert count("I hold my breath still") == 5
-    assert count("Softly, AFTER dark!") == 5
+    assert count("I button my coat") == 5
+    assert count("Quiet, AND enough!") == 5
 
 
 @pytest.mark.parametrize("line", ["the rain is brillig", "", "1 2 3", "— —"])
