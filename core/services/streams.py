@@ -249,7 +249,7 @@ class LiveItems:
             items = await self._ready()
             if items:
                 return items
-            if self._done:
+            if self._over():
                 break
             if self._stream.broken is not None:
                 error = self._stream.broken
@@ -264,6 +264,10 @@ class LiveItems:
                 return [Heartbeat()]
         await self.aclose()
         raise StopAsyncIteration
+
+    def _over(self) -> bool:
+        """Whether the end was handed out, or the reader had seen it before."""
+        return self._done
 
     async def aclose(self) -> None:
         """Stop listening; idempotent."""
@@ -291,6 +295,7 @@ class LiveItems:
         if stream.terminal and ended is not None and self._ordinal > (ended.entries if state.started else -1):
             if self._ordinal <= ended.entries + 1:
                 items.append(Ended(state.ended_epoch, ended.entries + 1, ended))
+            # Iterating once more ends the stream.
             self._done = True
         return items
 
