@@ -1,0 +1,152 @@
+"""An engine that repeats its prompt, a word at a time, without end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_orch.plugins import (
+    AttemptEnd,
+    AttemptFailure,
+    AttemptSink,
+    AttemptStart,
+    EngineHealth,
+    EngineProperties,
+    EngineState,
+    EntryBatch,
+    GenerateJob,
+)
+
+CONTEXT_TOKENS = 2048
+
+
+def words(text: str) -> list[str]:
+    """A text in tokens, of which each is a word with the space before it."""
+    return re.findall(r"\s*\S+|\s+", text)
+
+
+class Parrot:
+    """See the package; takes ``slots`` (2)."""
+
+    name = "parrot"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.slots = int(config.get("slots") or 2)
+        self.model = str(config.get("model") or "echo")
+        self.talking: set[Talk] = set()
+        self.closed = False
+
+    async def health(self) -> EngineHealth:
+        return EngineHealth(state=EngineState.UNREACHABLE if self.closed else EngineState.READY)
+
+    async def properties(self) -> EngineProperties:
+        digest = hashlib.sha256(self.model.encode()).hexdigest()
+        return EngineProperties(
+            engine_version="parrot-1",
+            model_name=self.model,
+            model_digest=f"meta:{digest}",
+            tokenizer_digest=f"meta:{digest}",
+            slots=self.slots,
+            ctx=CONTEXT_TOKENS,
+        )
+
+    def generate(self, job: GenerateJob, sink: AttemptSink) -> Talk:
+        talk = Talk(self, job, sink)
+        asyncio.get_running_loop().call_soon(talk.begin)
+        return talk
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:3]) for word in words(text)]
+
+    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+    async def slots_in_use(self) -> int | None:
+        return len(self.talking)
+
+    async def metrics(self) -> Mapping[str, float]:
+        return {"parrot:talking": len(self.talking)}
+
+    async def close(self) -> None:
+        self.closed = True
+        for talk in list(self.talking):
+            talk.fail("cut", "the parrot flew away")
+
+
+class Talk:
+    """One attempt."""
+
+    def __init__(self, parrot: Parrot, job: GenerateJob, sink: AttemptSink) -> None:
+        self.parrot = parrot
+        self.job = job
+        self.sink: AttemptSink | None = sink
+        self.said = 0
+        self.held = ""
+        self.paused = False
+        parrot.talking.add(self)
+
+    # --- AttemptHandle
+
+    def cancel(self) -> None:
+        self.sink = None
+        self.parrot.talking.discard(self)
+
+    async def slot_free(self) -> str:
+        return "engine-gone" if self.parrot.closed else "slot-free"
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.talk()
+
+    # --- talking
+
+    def begin(self) -> None:
+        self.words = words(self.job.prompt + self.job.prefix)
+        if self.sink is None:
+            return
+        if len(self.words) >= CONTEXT_TOKENS:
+            self.fail("context", f"{len(self.words)} words are too many for {CONTEXT_TOKENS}", retriable=False)
+            return
+        self.sink.started(AttemptStart(prompt_tokens=len(self.words)))
+        self.talk()
+
+    def talk(self) -> None:
+        """Say a word, and the next one in the loop's next turn."""
+        sink = self.sink
+        if sink is None:
+            return
+        if self.said >= (self.job.max_tokens or CONTEXT_TOKENS):
+            self.end("length")
+            return
+        # The seed says where it begins, so that other seeds say other things.
+        word = self.words[(self.said + self.job.seed) % len(self.words)]
+        self.said += 1
+        before = self.held
+        self.held += word
+        hit = min((at for stop in self.job.stop if (at := self.held.find(stop)) >= 0), default=-1)
+        if hit >= 0:
+            word = self.held[len(before) : hit]
+        sink.entries(EntryBatch([0], [word], logprobs=["0.0"] if self.job.logprobs else None))
+        if hit >= 0:
+            self.end("stop")
+        elif self.sink is not None and sink.pressure():
+            self.paused = True
+        else:
+            asyncio.get_running_loop().call_soon(self.talk)
+
+    def end(self, reason: str) -> None:
+        sink = self.sink
+        self.cancel()
+        if sink is not None:
+            finish = "length" if reason == "length" else "stop"
+            sink.ended(AttemptEnd(finish_reason=finish, prompt_tokens=len(self.words), tokens=self.said))
+
+    def fail(self, kind: str, message: str, *, retriable: bool = True) -> None:
+        sink = self.sink
+        self.cancel()
+        if sink is not None:
+            sink.failed(AttemptFailure(kind=kind, message=message, retriable=retriable))
