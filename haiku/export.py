@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import gguf
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports] - installed only where one trains
 
 #: ChatML. The beginning-of-sequence token is not in it: llama.cpp adds it, as `add_bos_token` says.
 CHAT_TEMPLATE: Final = (
@@ -42,6 +41,8 @@ class Run:
     @classmethod
     def load(cls, directory: Path) -> Run:
         """Read `model.pt` and `tokenizer.json`."""
+        import torch  # pyright: ignore[reportMissingImports] - installed only where one trains
+
         saved = torch.load(directory / "model.pt", weights_only=True)
         weights = {name: tensor.float().numpy() for name, tensor in saved["state"].items()}
         return cls(saved["shape"], weights, json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")))

@@ -21,7 +21,7 @@ from llama_orch.haiku.grammar import (
     write_haiku,
 )
 from llama_orch.haiku.judge import judge
-from llama_orch.haiku.syllables import count
+from llama_orch.haiku.syllables import count, words_of
 
 topics = st.sampled_from(TOPICS)
 seeds = st.integers(0, 2**32)
@@ -44,6 +44,12 @@ def test_a_haiku_on_two_topics_keeps_its_form_and_names_the_first(first: Topic, 
 def test_no_two_lines_share_a_word_that_carries_meaning(topic: Topic, seed: int) -> None:
     meant = [content(line) for line in write_haiku(Random(seed), topic).split("\n")]
     assert not (meant[0] & meant[1] or meant[0] & meant[2] or meant[1] & meant[2])
+
+
+@given(topics, seeds)
+def test_no_line_says_a_word_that_carries_meaning_twice(topic: Topic, seed: int) -> None:
+    for line in write_haiku(Random(seed), topic).split("\n"):
+        assert len([word for word in words_of(line) if len(word) > 3]) == len(content(line))
 
 
 @given(topics, seeds)
