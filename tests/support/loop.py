@@ -86,6 +86,14 @@ class StepLoop(asyncio.SelectorEventLoop):
     def _due(self) -> bool:
         return any(not t.cancelled() and t.when() <= self._now_s for t in self._scheduled)  # type: ignore[attr-defined]
 
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """Timers that were not cancelled."""
+        return [timer for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+
+    def all_tasks(self) -> set[asyncio.Task[Any]]:
+        """Tasks that are not done."""
+        return asyncio.all_tasks(self)
+
     def wind_up(self) -> None:
         """Cancel everything and close."""
         self.hold_work = False

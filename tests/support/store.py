@@ -151,8 +151,8 @@ class MemoryStore:
     def frames(self, first: int, last: int | None = None) -> Iterator[Frame]:
         yield from self.disk.frames[first - 1 : last]
 
-    def facts(self, first: int) -> Iterator[tuple[int, int, int, int, bytes]]:
-        for frame in self.disk.frames[first - 1 :]:
+    def facts(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, int, int, bytes]]:
+        for frame in self.disk.frames[first - 1 : last]:
             yield frame.frame_no, frame.epoch, frame.first_seq, frame.count, frame.facts
 
     def frames_at(self, numbers: Sequence[int]) -> list[Frame]:
@@ -192,8 +192,9 @@ class MemoryStore:
 class HandCommitter:
     """Commits when the test says so: :meth:`run` does what the thread would have done."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, call_soon: object) -> None:
         self._store = store
+        self._call = call_soon
         self.waiting: list[tuple[CommitUnit, object]] = []
 
     def submit(self, unit: CommitUnit, done: object) -> None:
@@ -209,7 +210,7 @@ class HandCommitter:
         self._store.busy = False
         error = attempt(self._store, unit)
         if tell:
-            done(error)  # type: ignore[operator]
+            self._call(done, error)  # type: ignore[operator]
 
     def close(self) -> None:
         if self.waiting:
