@@ -7,7 +7,7 @@ queue) and transport errors have none. A segment is rendered once for all its re
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -77,11 +77,11 @@ def error_data(event: TaskEnded, engine: str = "") -> dict[str, Any]:
     }
 
 
-def terminal(item: Ended, engine: str = "") -> bytes:
+def terminal(item: Ended) -> bytes:
     """The one last frame of a task."""
     frame_id = f"{item.epoch}.{item.ordinal}"
     if item.payload.outcome == "failed":
-        return frame("error", error_data(item.payload, engine), frame_id)
+        return frame("error", error_data(item.payload, item.engine), frame_id)
     return frame("end", end_data(item.payload), frame_id)
 
 
@@ -135,12 +135,10 @@ class SseRenderer:
     """Renders one reader's stream; holds nothing that depends on the reader but where it came in.
 
     :param events_while_queued: tell a waiting task's place in ``queued`` events (without id), not in comments.
-    :param engine_of: the engine's name for an ``error`` frame, where the reader did not see ``started``.
     """
 
-    def __init__(self, *, events_while_queued: bool = False, engine_of: Callable[[], str] = str) -> None:
+    def __init__(self, *, events_while_queued: bool = False) -> None:
         self._events_while_queued = events_while_queued
-        self._engine_of = engine_of
         self._engine = ""
 
     def render(self, items: Sequence[Any]) -> tuple[bytes, bool]:
@@ -156,7 +154,7 @@ class SseRenderer:
                 self._engine = item.payload.engine
                 out.append(frame("started", started_data(item.payload), f"{item.epoch}.{item.ordinal}"))
             elif kind is Ended:
-                out.append(terminal(item, self._engine or self._engine_of()))
+                out.append(terminal(item))
                 return b"".join(out), True
             elif kind is Heartbeat:
                 out.append(HEARTBEAT)

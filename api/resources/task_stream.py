@@ -54,10 +54,6 @@ class TaskStreamResource(Resource):
         def closed(gone: bool) -> None:
             services.readers.detach(task_id, caller, gone=gone)
 
-        renderer = SseRenderer(events_while_queued=query.progress, engine_of=lambda: self._engine(task_id))
+        renderer = SseRenderer(events_while_queued=query.progress)
         plan = StreamPlan(items, renderer, closed)
         return Answer(headers=STREAM_HEADERS, media_type=EVENT_STREAM, stream=plan)
-
-    def _engine(self, task_id: str) -> str:
-        state = self.services.journal.head.tasks.get(task_id)
-        return state.started.engine if state is not None and state.started is not None else ""

@@ -134,7 +134,7 @@ class AdmissionService:
 
     def _attachment(self, task_id: str) -> Admission:
         position = max(0, self._journal.head.queue.position(task_id))
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         estimate = self._estimate(state.admitted.group, position) if state else StartEstimate(0, 0, 0)
         return Admission(
             task_id, position, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, True, self._journal.head.next_seq
@@ -143,7 +143,7 @@ class AdmissionService:
     async def _attached_by_id(self, task_id: str, caller: Caller, digest: str) -> Admission | None:
         while task_id in self._looking:
             await self._looking[task_id]
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is not None:
             owner, known = state.admitted.owner, state.admitted.request_digest
         else:

@@ -25,7 +25,7 @@ class CancelService:
         :raises JournalUnavailableError: it could not be made durable; trying again is safe.
         """
         head = self._journal.head
-        state = head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is None:
             row = await asyncio.to_thread(self._journal.store.index_row, task_id)
             if row is None or row.owner != caller.owner:

@@ -36,6 +36,8 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     ordinal: int
     payload: TaskEnded
+    #: what ran the task; "" when it never started
+    engine: str = ""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +137,7 @@ class Streams:
         :raises ResumeLostError: the journal does not hold what the reader saw.
         """
         cursor = parse_cursor(after)
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is not None:
             if owner is not None and state.admitted.owner != owner:
                 raise not_found(task_id)
@@ -183,7 +185,7 @@ class Streams:
                 if segment.end_ordinal > cursor.next_ordinal:
                     yield [_from(segment, cursor.next_ordinal)]
             if cursor.next_ordinal <= payload.entries + 1:
-                yield [Ended(ended.epoch, payload.entries + 1, payload)]
+                yield [Ended(ended.epoch, payload.entries + 1, payload, started.payload.engine if started else "")]
 
         return items()
 
@@ -294,7 +296,8 @@ class LiveItems:
         ended = state.ended
         if stream.terminal and ended is not None and self._ordinal > (ended.entries if state.started else -1):
             if self._ordinal <= ended.entries + 1:
-                items.append(Ended(state.ended_epoch, ended.entries + 1, ended))
+                engine = state.started.engine if state.started is not None else ""
+                items.append(Ended(state.ended_epoch, ended.entries + 1, ended, engine))
             # Iterating once more ends the stream.
             self._done = True
         return items

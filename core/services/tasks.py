@@ -83,7 +83,7 @@ class TaskQueries:
 
     async def get(self, task_id: str, caller: Caller, *, text: bool = True) -> TaskInfo:
         """A task. :raises NotFoundError: there is none, or it is somebody else's."""
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is not None:
             if state.admitted.owner != caller.owner:
                 raise not_found(task_id)
@@ -107,7 +107,7 @@ class TaskQueries:
 
     async def wait(self, task_id: str, caller: Caller, timeout_ms: int) -> TaskInfo:
         """The task once its end is durable, or as it is after ``timeout_ms``."""
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is not None and state.admitted.owner == caller.owner:
             stream = self._journal.stream_of(task_id)
             if stream is not None and not stream.terminal:
@@ -198,7 +198,7 @@ class TaskQueries:
     async def decision(self, task_id: str, caller: Caller) -> dict[str, Any]:
         """Why the task was placed where it was, for each attempt (PLC-2)."""
         info = await self.get(task_id, caller, text=False)
-        state = self._journal.head.tasks.get(task_id)
+        state = self._journal.task(task_id)
         if state is not None:
             await self._journal.committed(self._journal.head.next_seq)
             first, last = state.admitted_frame, state.ended_frame or self._journal.committed_frame

@@ -130,10 +130,9 @@ def test_a_cancelled_task_ends_with_that_reason() -> None:
 
 
 def test_a_failed_task_ends_with_an_error_that_has_an_id_and_names_the_engine() -> None:
-    renderer = SseRenderer(engine_of=lambda: "other")
-    renderer.render([Started(1, STARTED)])
+    renderer = SseRenderer()
     failed = ended(outcome="failed", finish_reason="error", code="WORKER_RESET", message="gone", retriable=True)
-    frame = events_of(renderer.render([Ended(1, 6, failed)])[0])[0]
+    frame = events_of(renderer.render([Ended(1, 6, failed, "mock")])[0])[0]
     assert (frame["event"], frame["id"]) == ("error", "1.6")
     data = json.loads(frame["data"])
     assert (data["code"], data["engine"], data["retriable"]) == ("WORKER_RESET", "mock", True)
