@@ -124,8 +124,7 @@ class AdmissionService:
         known = self._journal.head.tasks.keys.get((caller.owner, key))
         if known is None or known.until_ns <= self._journal.now_ns():
             return None
-        state = self._journal.head.tasks.closing.get(known.task_id)
-        if state is not None and state.ended is not None and state.ended.retriable and known.request_digest == digest:
+        if known.may_run_again and known.request_digest == digest:
             return None
         if known.request_digest != digest:
             msg = "this Idempotency-Key was used for a different request"
