@@ -99,7 +99,7 @@ def explain(error: msgspec.ValidationError, kind: Any, data: Any, where: str = "
     found = _AT.search(text)
     path = found["path"] if found else "$"
     reason = text[: found.start()] if found else text
-    steps: list[str | int] = [a or int(b) for a, b in _STEP.findall(path) if a or b]
+    steps = _steps(path, kind, data)
     name = ".".join(str(s) for s in steps)
     unknown, missing = _UNKNOWN.search(reason), _MISSING.search(reason)
     known = _fields_at(kind, steps)
@@ -125,6 +125,36 @@ def explain(error: msgspec.ValidationError, kind: Any, data: Any, where: str = "
     field = name or where
     msg = f"{field}: got {_short(value)!r}, expected {expected}"
     return InvalidParamsError(msg, field=field, got=_short(value), expected=expected)
+
+
+def _steps(path: str, kind: Any, data: Any) -> list[str | int]:
+    """The path as keys and indexes; for ``[...]``, with which msgspec means any element, the first that is wrong."""
+    steps: list[str | int] = []
+    for key, index in _STEP.findall(path):
+        if key or index:
+            steps.append(key or int(index))
+            continue
+        elements = _value_at(data, steps)
+        for option in _unwrap(_info_at(kind, steps)):
+            if isinstance(option, msgspec.inspect.ListType) and isinstance(elements, list):
+                wrong = next((n for n, e in enumerate(elements) if not _fits(e, option.item_type)), None)
+                if wrong is not None:
+                    steps.append(wrong)
+                break
+    return steps
+
+
+def _fits(value: Any, info: msgspec.inspect.Type) -> bool:
+    if isinstance(info, msgspec.inspect.StructType):
+        try:
+            msgspec.convert(value, info.cls)
+        except msgspec.ValidationError:
+            return False
+        return True
+    if isinstance(info, msgspec.inspect.StrType):
+        least, most = info.min_length or 0, info.max_length
+        return isinstance(value, str) and least <= len(value) and (most is None or len(value) <= most)
+    return not isinstance(info, msgspec.inspect.DictType) or isinstance(value, dict)
 
 
 def _wanted(reason: str) -> str:

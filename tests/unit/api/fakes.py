@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +28,24 @@ class Admitted(msgspec.Struct):
     seq: int = 1
 
 
+class EmptyStore:
+    """A journal's store without a frame."""
+
+    def frames(self, first: int, last: int | None = None) -> Iterator[Any]:
+        return iter(())
+
+    facts = frames
+
+    def frames_at(self, numbers: Sequence[int]) -> list[Any]:
+        return []
+
+    def head_note(self) -> None:
+        return None
+
+    def size_bytes(self) -> int:
+        return 0
+
+
 class FakeJournal:
     """A journal with an empty head, that commits nothing."""
 
@@ -37,6 +55,7 @@ class FakeJournal:
         self.commit_seconds: list[float] = []
         self.observers: list[Callable[[Any], None]] = []
         self.committed_frame = 0
+        self.store = EmptyStore()
 
     def on_committed(self, observer: Callable[[Any], None]) -> None:
         self.observers.append(observer)
@@ -83,10 +102,13 @@ class FakeServices:
         return Admitted()
 
     # tasks
-    async def get(self, task_id: str, caller: Caller) -> TaskInfo:
-        self._ask("get", task_id)
+    def known(self, task_id: str) -> None:
         if task_id != TASK:
             raise NotFoundError(f"there is no task {task_id}", field="task_id", got=task_id)
+
+    async def get(self, task_id: str, caller: Caller) -> TaskInfo:
+        self._ask("get", task_id)
+        self.known(task_id)
         return self.info
 
     async def wait(self, task_id: str, caller: Caller, timeout_ms: int) -> TaskInfo:
@@ -101,6 +123,7 @@ class FakeServices:
 
     async def decision(self, task_id: str, caller: Caller) -> dict[str, Any]:
         self._ask("decision", task_id)
+        self.known(task_id)
         return {"task_id": task_id, "state": "queued", "decisions": [], "waiting_for": {}}
 
     def queue(self, limit: int) -> list[dict[str, Any]]:
@@ -146,6 +169,7 @@ class FakeCancel:
 
     async def cancel(self, task_id: str, caller: Caller, **rest: Any) -> None:
         self._services._ask("cancel", (task_id, rest))
+        self._services.known(task_id)
 
 
 class FakeStreams:
@@ -157,6 +181,7 @@ class FakeStreams:
     async def open(self, task_id: str, **rest: Any) -> AsyncIterator[Sequence[Any]]:
         services = self._services
         services._ask("open", (task_id, rest))
+        services.known(task_id)
 
         async def items() -> AsyncIterator[Sequence[Any]]:
             for one in services.items:
