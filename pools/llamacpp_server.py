@@ -8,13 +8,14 @@ browsers' cross-origin requests, and says in one line on standard error why it c
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-EXIT_USAGE = 2
 EXIT_START = 3
 
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if taken:
         return _fail("port-taken", taken)
     try:
-        import xllamacpp
+        xllamacpp: Any = importlib.import_module("xllamacpp")
     except ImportError as error:
         return _fail("missing-package", f"{error}")
     try:
@@ -63,37 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _params(xllamacpp: object, args: argparse.Namespace) -> object:
-    params = xllamacpp.CommonParams()  # type: ignore[attr-defined]
-    params.model.path = args.model
-    params.hostnames = [args.host]
-    params.port = args.port
-    params.n_parallel = args.parallel
-    params.n_ctx = args.ctx
-    # What is asked for is what is given: no silent fitting to the memory that is free, no shifted context.
-    params.fit_params = False
-    params.ctx_shift = False
-    params.kv_unified = False
-    params.endpoint_slots = True
-    params.endpoint_metrics = True
-    params.endpoint_props = False  # changing properties of the server over HTTP; reading them stays
-    params.ui = False
-    params.cors_origins = "http://127.0.0.1"
-    params.cors_origins_explicit = True
-    params.verbosity = 2
-    if args.threads:
-        params.cpuparams.n_threads = args.threads
-        params.cpuparams_batch.n_threads = args.threads
+def _params(xllamacpp: Any, args: argparse.Namespace) -> Any:
+    """What the server is told: what is asked for is what is given, no more is open than this project uses."""
+    params = xllamacpp.CommonParams()
+    wanted: dict[str, Any] = {
+        "hostnames": [args.host],
+        "port": args.port,
+        "n_parallel": args.parallel,
+        "n_ctx": args.ctx,
+        # No silent fitting to the memory that is free, no context that is shifted or shared between slots.
+        "fit_params": False,
+        "ctx_shift": False,
+        "kv_unified": False,
+        "endpoint_slots": True,
+        "endpoint_metrics": True,
+        "endpoint_props": False,  # changing properties of the server over HTTP; reading them stays
+        "ui": False,
+        "cors_origins": "http://127.0.0.1",
+        "cors_origins_explicit": True,
+        "verbosity": 2,
+    }
     if args.alias:
-        params.model_alias = {args.alias}
+        wanted["model_alias"] = {args.alias}
     if args.batch:
-        params.n_batch = args.batch
+        wanted["n_batch"] = args.batch
     if args.ubatch:
-        params.n_ubatch = args.ubatch
+        wanted["n_ubatch"] = args.ubatch
     if args.cache_ram_mib >= 0:
-        params.cache_ram_mib = args.cache_ram_mib
+        wanted["cache_ram_mib"] = args.cache_ram_mib
     if args.gpu_layers >= 0:
-        params.n_gpu_layers = args.gpu_layers
+        wanted["n_gpu_layers"] = args.gpu_layers
+    for name, value in wanted.items():
+        setattr(params, name, value)
+    setattr(params.model, "path", args.model)  # noqa: B010 - an attribute of the binding, as those above
+    if args.threads:
+        for cpu in (params.cpuparams, params.cpuparams_batch):
+            setattr(cpu, "n_threads", args.threads)  # noqa: B010
     return params
 
 

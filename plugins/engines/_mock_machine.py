@@ -42,6 +42,7 @@ class Outlet(Protocol):
 
     def blocked(self) -> bool:
         """Whether to wait for :meth:`Run.resume`."""
+        ...
 
 
 class Machine:

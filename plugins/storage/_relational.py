@@ -21,9 +21,11 @@ from .. import BodyPiece, CorruptJournalError, Frame, IndexFilter, IndexRow, sch
 PARTITION = "main"
 #: beyond every frame number
 _END = 2**62
-#: rows per query while walking frames with their texts, and without
+#: rows per query while walking frames with their texts
 _PAGE_FRAMES = 128
-_PAGE_FACTS = 4096
+#: frames, and frames with facts, per step while walking facts
+_PAGE_RUN = 16_384
+_PAGE_FACTS = 512
 #: numbers in one ``IN``
 _PAGE_NUMBERS = 500
 
@@ -50,12 +52,26 @@ _SELECT_FRAMES = (
     .order_by(frames.c.frame_no)
     .limit(sa.bindparam("rows", type_=sa.Integer))
 )
+_in_range = (frames.c.frame_no >= sa.bindparam("first"), frames.c.frame_no <= sa.bindparam("last"))
 _SELECT_FACTS = (
     sa.select(frames.c.frame_no, frames.c.epoch, frames.c.first_seq, frames.c.count, frames.c.facts)
-    .where(frames.c.frame_no >= sa.bindparam("first"))
+    .where(*_in_range, frames.c.facts != b"")
     .order_by(frames.c.frame_no)
-    .limit(sa.bindparam("rows", type_=sa.Integer))
+    .limit(_PAGE_FACTS)
 )
+_SELECT_HEADERS = (
+    sa.select(frames.c.frame_no, frames.c.epoch, frames.c.first_seq, frames.c.count, frames.c.facts)
+    .where(*_in_range)
+    .order_by(frames.c.frame_no)
+)
+_SUM_UP = sa.select(
+    sa.func.count(),
+    sa.func.min(frames.c.frame_no),
+    sa.func.max(frames.c.frame_no),
+    sa.func.min(frames.c.first_seq),
+    sa.func.sum(frames.c.count),
+).where(*_in_range)
+_SELECT_NEXT = sa.select(sa.func.min(frames.c.frame_no)).where(frames.c.frame_no >= sa.bindparam("first"))
 _SELECT_FRAMES_AT = (
     sa.select(frames).where(frames.c.frame_no.in_(sa.bindparam("numbers", expanding=True))).order_by(frames.c.frame_no)
 )
@@ -131,14 +147,30 @@ class RelationalReader(abc.ABC):
                 return
             first = rows[-1][0] + 1
 
-    def facts(self, first: int) -> Iterator[tuple[int, int, int, int, bytes]]:
-        while True:
+    def facts(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, int, int, bytes]]:
+        end = _END if last is None else last
+        while first <= end:
+            upto = min(first + _PAGE_RUN - 1, end)
             with self._reading() as connection:
-                rows = connection.execute(_SELECT_FACTS, {"first": first, "rows": _PAGE_FACTS}).all()
-            yield from map(tuple, rows)
-            if len(rows) < _PAGE_FACTS:
-                return
-            first = rows[-1][0] + 1
+                summed = connection.execute(_SUM_UP, {"first": first, "last": upto}).one()
+                if not summed[0]:
+                    found = connection.execute(_SELECT_NEXT, {"first": first}).scalar()
+                    if found is None:
+                        return
+                    first = found
+                    continue
+                # what is committed from here on is beyond the last frame that was counted
+                upto = summed[2]
+                rows = connection.execute(_SELECT_FACTS, {"first": first, "last": upto}).all()
+                if len(rows) == _PAGE_FACTS:
+                    upto = rows[-1][0]
+                    summed = connection.execute(_SUM_UP, {"first": first, "last": upto}).one()
+                gap = summed[0] != upto - summed[1] + 1
+                if gap:  # which the caller has to see
+                    rows = connection.execute(_SELECT_HEADERS, {"first": first, "last": upto}).all()
+            page = [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
+            yield from page if gap else _with_runs(page, summed[1], upto, summed[3], int(summed[4]))
+            first = upto + 1
 
     def frames_at(self, numbers: Sequence[int]) -> list[Frame]:
         found: list[Frame] = []
@@ -174,6 +206,25 @@ class RelationalReader(abc.ABC):
             query = query.where(task_index.c.task_no < wanted.before_no)
         with self._reading() as connection:
             return [_index_row(row) for row in connection.execute(query)]
+
+
+_Facts = tuple[int, int, int, int, bytes]
+
+
+def _with_runs(rows: Sequence[_Facts], first: int, last: int, seq: int, events: int) -> Iterator[_Facts]:
+    """Frames with facts, and between them the runs of frames without; all of them are contiguous.
+
+    :param seq: of the first event in frame ``first``.
+    :param events: in the frames ``first`` to ``last``.
+    """
+    end_seq = seq + events
+    for row in rows:
+        if row[0] > first:
+            yield row[0] - 1, 0, seq, row[2] - seq, b""
+        yield row
+        first, seq = row[0] + 1, row[2] + row[3]
+    if last >= first:
+        yield last, 0, seq, end_seq - seq, b""
 
 
 def _index_row(row: sa.Row[Any]) -> IndexRow:

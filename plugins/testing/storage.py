@@ -128,8 +128,28 @@ class JournalStoreContract(abc.ABC):
         assert list(store.frames(100, 250)) == frames[99:250]
         assert list(store.frames(301)) == []
         assert store.frames_at([300, 7, 301, 8, 7]) == [frames[6], frames[7], frames[299]]
-        assert [facts for *_, facts in store.facts(299)] == [frame.facts for frame in frames[298:]]
-        assert next(iter(store.facts(2)))[:4] == (2, frames[1].epoch, frames[1].first_seq, frames[1].count)
+        assert list(store.facts(299)) == [_facts_of(frame) for frame in frames[298:]]
+        assert list(store.facts(2, 3)) == [_facts_of(frame) for frame in frames[1:3]]
+        store.close()
+
+    @covers("JRN-2", "JRN-5")
+    def test_facts_come_with_the_seqs_of_what_lies_between_them(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        chain = Chain(store.open())
+        frames: list[Frame] = []
+        for n in range(40):
+            frames.append(_commit_many(store, chain, 1, facts=int(n % 7 == 3), chunks=2)[0].frame)
+        for first, last in ((1, None), (4, 4), (5, 20), (12, 31), (40, None)):
+            number, seq = first, frames[first - 1].first_seq
+            for frame_no, epoch, first_seq, count, facts in store.facts(first, last):
+                assert first_seq == seq
+                if facts:
+                    assert frame_no == number
+                    assert (frame_no, epoch, first_seq, count, facts) == _facts_of(frames[frame_no - 1])
+                assert all(not frame.facts for frame in frames[number - 1 : frame_no - bool(facts)])
+                number, seq = frame_no + 1, first_seq + count
+            upto = frames[-1 if last is None else last - 1]
+            assert (number - 1, seq) == (upto.frame_no, upto.end_seq)
         store.close()
 
     @covers("JRN-2", "JRN-3")
@@ -382,6 +402,10 @@ class JournalStoreContract(abc.ABC):
                 max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
             ),
         )
+
+
+def _facts_of(frame: Frame) -> tuple[int, int, int, int, bytes]:
+    return frame.frame_no, frame.epoch, frame.first_seq, frame.count, frame.facts
 
 
 def _commit_many(store: JournalStore, chain: Chain, n: int, **shape: int) -> list[CommitUnit]:

@@ -131,6 +131,8 @@ def test_a_completion_is_the_same_however_it_is_cut_and_whatever_ends_its_lines(
     raw, text, counted = completion
     whole = heard([raw])
     entries, start, end, failure = whole
+    assert end is not None
+    assert start is not None
     assert failure is None
     assert "".join(entry.text for entry in entries) == text
     assert (end.tokens, end.finish_reason, start.prompt_tokens) == (counted, "length", 5)
@@ -146,6 +148,7 @@ def test_a_completion_that_is_cut_anywhere_is_a_cut_and_keeps_what_was_whole(dat
     at = data.draw(st.integers(0, len(raw) - 2))
     entries, _, end, failure = heard(data.draw(cuts(raw[:at])))
     assert end is None
+    assert failure is not None
     assert failure.kind == "cut"
     assert text.startswith("".join(entry.text for entry in entries))
 
@@ -223,4 +226,6 @@ def test_any_body_of_an_error_is_a_failure(status, body):
 @pytest.mark.parametrize("started", [False, True])
 def test_known_poison_is_garbage(raw, started):
     begin = b'data: {"content":"","tokens_predicted":0,"prompt_progress":{"total":1}}\n\n' if started else b""
-    assert heard([begin, raw])[3].kind == "garbage"
+    failure = heard([begin, raw])[3]
+    assert failure is not None
+    assert failure.kind == "garbage"

@@ -36,8 +36,15 @@ def asks(**placement):
     return task(placement=PlacementRequest(**placement))
 
 
-def decide(pools, wanted=None):
+def ask(pools, wanted=None):
     return POLICY.decide(PlacementSnapshot(now_ns=0, pools=tuple(pools)), wanted or task())
+
+
+def decide(pools, wanted=None):
+    """A decision that places the task."""
+    decision = ask(pools, wanted)
+    assert decision is not None
+    return decision
 
 
 def test_the_pool_that_ends_the_task_first_is_taken():
@@ -80,7 +87,7 @@ def test_a_task_that_wants_an_engine_gets_it():
 def test_a_device_mask_matches_exactly():
     pools = [view("a", device_mask="GPU-1"), view("b", device_mask="GPU-1,GPU-2")]
     assert decide(pools, asks(require_device_mask="GPU-1,GPU-2")).selected_pool_id == "b"
-    assert decide(pools, asks(require_device_mask="GPU-2")) is None
+    assert ask(pools, asks(require_device_mask="GPU-2")) is None
 
 
 def test_a_pin_means_only_that_pool():
@@ -91,12 +98,12 @@ def test_a_pin_means_only_that_pool():
 
 def test_a_pin_waits_for_its_pool():
     for busy in (view("b", leases=2), view("b", ready=False)):
-        assert decide([view("a"), busy], asks(mode="pin", pin_pool_id="b")) is None
+        assert ask([view("a"), busy], asks(mode="pin", pin_pool_id="b")) is None
 
 
 def test_an_unknown_pin_is_refused_with_the_names_there_are():
     with pytest.raises(InvalidParamsError) as caught:
-        decide([view("a")], asks(mode="pin", pin_pool_id="nowhere"))
+        ask([view("a")], asks(mode="pin", pin_pool_id="nowhere"))
     assert caught.value.field == "placement.pin_pool_id"
     assert "a" in caught.value.what_to_do
 
@@ -113,12 +120,12 @@ def test_a_preference_falls_back_only_where_that_is_allowed():
     decision = decide(pools, asks(mode="prefer", prefer_pools=["b"]))
     assert (decision.selected_pool_id, decision.fallback_used) == ("a", True)
     assert "no preferred pool could take it" in decision.decision_reason
-    assert decide(pools, asks(mode="prefer", prefer_pools=["b"], allow_fallback=False)) is None
+    assert ask(pools, asks(mode="prefer", prefer_pools=["b"], allow_fallback=False)) is None
 
 
 def test_an_avoided_pool_is_never_taken():
     assert decide([view("a"), view("b")], asks(avoid_pools=["a"])).selected_pool_id == "b"
-    assert decide([view("a")], asks(avoid_pools=["a"])) is None
+    assert ask([view("a")], asks(avoid_pools=["a"])) is None
 
 
 @pytest.mark.parametrize(
@@ -137,8 +144,8 @@ def test_ties_are_broken_in_a_fixed_order_and_the_rule_is_named(rule, pools, wan
 
 
 def test_a_full_pool_means_waiting():
-    assert decide([view("a", leases=2), view("b", leases=2)]) is None
-    assert decide([]) is None
+    assert ask([view("a", leases=2), view("b", leases=2)]) is None
+    assert ask([]) is None
 
 
 # --- properties ----------------------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ tasks = st.builds(
 
 def outcome(pools, wanted):
     try:
-        return decide(pools, wanted)
+        return ask(pools, wanted)
     except InvalidParamsError as error:
         return error.to_dict()
 
@@ -223,7 +230,7 @@ def test_an_excluded_pool_is_never_taken_and_every_pool_is_accounted_for(candida
 @given(pools, tasks)
 def test_waiting_means_that_no_pool_could_take_it(candidates, wanted):
     open_to_all = msgspec.structs.replace(wanted, placement=PlacementRequest(), engine="", ctx_needed=0)
-    decision = decide(candidates, open_to_all)
+    decision = ask(candidates, open_to_all)
     could = [
         pool
         for pool in candidates

@@ -21,6 +21,7 @@ def delays(machine, count):
     found = []
     for _ in range(count):
         effects = machine.exited(GONE, 0)
+        assert isinstance(effects[1], Arm)
         found.append(effects[1].delay_ms)
         machine.timer(0)
     return found
@@ -66,10 +67,12 @@ def test_an_engine_that_was_ready_for_a_moment_is_not():
 def test_a_start_that_takes_too_long_is_ended_politely_then_firmly_and_tried_again():
     machine = started()
     report, arm, terminate = machine.timer(3000)
+    assert isinstance(report, Report)
     assert report.trouble.cause == "start-timeout"
     assert (arm, terminate) == (Arm(50), Terminate())
     assert machine.timer(3050) == (Kill(), Arm(50))
     report, arm = machine.exited(GONE, 3060)
+    assert isinstance(report, Report)
     assert report.trouble.cause == "start-timeout"
     assert machine.phase is Phase.BACKOFF
 

@@ -23,8 +23,16 @@ from llama_orch.pools.manager import model_path
 from .conftest import TIMING, Heard, managed, pids, pool, run, settings
 
 
-def record(data_dir, name="a"):
-    return identities.read(data_dir / "engines" / f"{name}.json")
+def record(data_dir):
+    found = identities.read(data_dir / "engines" / "a.json")
+    assert found is not None
+    return found
+
+
+def engine_of(manager, name="a"):
+    found = manager.engine(name)
+    assert found is not None
+    return found
 
 
 def test_a_pool_is_ready_only_after_it_decoded_and_its_engine_ends_with_an_orderly_stop(data_dir):
@@ -36,14 +44,12 @@ def test_a_pool_is_ready_only_after_it_decoded_and_its_engine_ends_with_an_order
         assert ready["generation"] == 1
         assert ready["decode_mtok_s"] > 0
         assert manager.properties("a") == ready["properties"]
-        engine = manager.engine("a")
-        assert engine is not None
-        assert (await engine.metrics())["llamacpp:tokens_predicted_total"] >= 1
+        assert (await engine_of(manager).metrics())["llamacpp:tokens_predicted_total"] >= 1
         assert record(data_dir).pid in pids(data_dir)
         assert os.getsid(record(data_dir).pid) == record(data_dir).pid, "it has a session of its own"
         await manager.stop(kill_engines=True)
         assert pids(data_dir) == []
-        assert record(data_dir) is None
+        assert not (data_dir / "engines" / "a.json").exists()
         assert manager.engine("a") is None
 
     run(test)
@@ -72,7 +78,7 @@ def test_an_engine_that_dies_is_started_again_and_running_attempts_hear_of_it(da
         await heard.next("a", "ready")
         sink = Recorder()
         job = GenerateJob(task_id="t", attempt=1, prompt="[[mock tokens=100000 rate=100]]", slot=0)
-        handle = manager.engine("a").generate(job, sink)
+        handle = engine_of(manager).generate(job, sink)
         await sink.until(lambda: sink.count >= 2)
         os.kill(record(data_dir).pid, signal.SIGKILL)
         assert (await sink.failure()).kind == "cut"
@@ -108,6 +114,7 @@ def test_an_engine_outlives_a_kill_of_its_owner_and_is_adopted(data_dir):
         owner = await asyncio.create_subprocess_exec(
             sys.executable, "-c", OWNER, str(data_dir), cwd=Path(__file__).parents[3], stdout=asyncio.subprocess.PIPE
         )
+        assert owner.stdout is not None
         assert (await owner.stdout.readline()).strip() == b"ready"
         owner.kill()
         await owner.wait()
@@ -168,14 +175,14 @@ def test_an_adopted_engine_is_not_ready_while_it_is_busy_for_nobody(data_dir):
         await first.start(settings(pool()), heard)
         await heard.next("a", "ready")
         job = GenerateJob(task_id="t", attempt=1, prompt="[[mock tokens=100000 rate=100 stall_ms=300]]", slot=1)
-        first.engine("a").generate(job, left)
+        engine_of(first).generate(job, left)
         await left.until(lambda: left.count >= 1)
         before = record(data_dir)
         await first.stop(kill_engines=False)
         second = managed(data_dir)
         await second.start(settings(pool()), heard)
         await heard.next("a", "ready")
-        assert await second.engine("a").slots_in_use() == 0
+        assert await engine_of(second).slots_in_use() == 0
         await second.stop(kill_engines=True)
         reap(before)
 
@@ -230,7 +237,7 @@ def test_an_engine_without_a_record_is_found_by_its_mark_and_reaped(data_dir, ma
         await manager.start(settings(pool()), heard)
         await heard.next("a", "ready")
         assert lost.wait() == -signal.SIGKILL
-        lost.stdin.close()
+        lost.communicate()
         await manager.stop(kill_engines=True)
 
     run(test)
@@ -240,13 +247,15 @@ def test_a_stranger_who_got_the_pid_of_a_dead_engine_is_left_alone(data_dir):
     async def test():
         stranger = waiting_process({})
         table = process_table()
+        born = table.start_ticks(stranger.pid)
+        assert born is not None
         identities.write(
             data_dir / "engines" / "a.json",
             identities.Identity(
                 pool_id="a",
                 generation=7,
                 pid=stranger.pid,
-                start_ticks=table.start_ticks(stranger.pid) - 1,
+                start_ticks=born - 1,
                 boot_id=table.boot_id(),
                 plan_digest="sha256:00",
                 url="http://127.0.0.1:9",
@@ -275,7 +284,7 @@ def test_children_of_an_engine_die_with_it(data_dir):
         os.kill(engine.pid, signal.SIGTERM)
         await heard.next("a", "ready")
         assert child.wait() == -signal.SIGKILL
-        child.stdin.close()
+        child.communicate()
         await manager.stop(kill_engines=True)
 
     run(test)
@@ -320,7 +329,7 @@ def test_an_engine_inside_this_process_is_made_anew_when_it_dies(data_dir):
         await manager.start(settings(pool("m", "mock", options={})), heard)
         await heard.next("m", "ready")
         sink = Recorder()
-        manager.engine("m").generate(GenerateJob(task_id="t", attempt=1, prompt="[[mock fault=die:2]]"), sink)
+        engine_of(manager, "m").generate(GenerateJob(task_id="t", attempt=1, prompt="[[mock fault=die:2]]"), sink)
         await sink.failure()
         await heard.next("m", "unreachable")
         assert (await heard.next("m", "ready"))["generation"] == 2
