@@ -33,14 +33,15 @@ class Attempt:
         "_events",
         "_expected",
         "_journal",
+        "_owed",
         "begun",
         "done",
         "handle",
-        "last_ns",
         "lease_id",
         "number",
         "pool_id",
         "recovery_used",
+        "repeated",
         "resumed_at",
         "started_ns",
         "task_id",
@@ -66,17 +67,20 @@ class Attempt:
         self.handle: AttemptHandle | None = None
         #: text that this attempt has to repeat before anything new is appended
         self._expected = ""
+        #: tokens that the journal holds and this attempt has not repeated yet
+        self._owed = 0
+        #: pieces that were compared so far: signs of life that leave no entries
+        self.repeated = 0
         self.resumed_at = 0
         self.recovery_used = ""
         self.begun = False
         self.done = False
         self.started_ns = now_ns
-        #: monotonic time of the last sign of life, for the idle watchdog
-        self.last_ns = now_ns
 
-    def repeat(self, text: str, entries: int) -> None:
-        """This attempt regenerates: its first words have to be ``text``."""
+    def repeat(self, text: str, entries: int, tokens: int) -> None:
+        """This attempt regenerates: its first words have to be ``text``, which the journal holds as ``tokens``."""
         self._expected = text
+        self._owed = tokens
         self.resumed_at = entries
         self.recovery_used = "regenerate"
 
@@ -87,22 +91,24 @@ class Attempt:
 
     @property
     def behind(self) -> bool:
-        """Whether it has not yet repeated all that the journal holds."""
+        """Whether it has not yet repeated all the text that the journal holds."""
         return bool(self._expected)
 
     # --- AttemptSink -----------------------------------------------------------------------------------------
 
     def started(self, start: AttemptStart) -> None:
-        """The engine took the job."""
-        if not self.done:
+        """The engine took the job; an engine that says so twice is not listened to."""
+        if not self.done and not self.begun:
             self.begun = True
             self._events.started(self, start)
 
     def entries(self, batch: EntryBatch) -> None:
         """The engine said something."""
+        if not self.begun:
+            self.started(AttemptStart())
         if self.done:
             return
-        if self._expected:
+        if self._expected or self._owed:
             rest = self._check(batch)
             if rest is None:
                 return
@@ -112,6 +118,8 @@ class Attempt:
 
     def ended(self, end: AttemptEnd) -> None:
         """The engine finished by its own word."""
+        if not self.begun:
+            self.started(AttemptStart())
         if self.done:
             return
         if self._expected:
@@ -143,26 +151,35 @@ class Attempt:
         self._events.diverged(self)
 
     def _check(self, batch: EntryBatch) -> EntryBatch | None:
-        """Compare with the expected text; what goes beyond it is answered as a batch."""
+        """Compare with the expected text; what goes beyond it is answered as a batch.
+
+        The engine may cut its text differently this time, so tokens are counted apart from it: of the piece that
+        crosses the end of the journaled text, and of pieces without text right behind it, only those tokens are new
+        that the journal does not hold yet.
+        """
         for n, text in enumerate(batch.texts):
             expected = self._expected
-            if len(text) < len(expected):
+            if not expected and (text or not self._owed):
+                self._owed = 0
+                return batch.slice(n)
+            tokens = 1 if batch.tokens is None else batch.tokens[n]
+            self.repeated += 1
+            if len(text) <= len(expected):
                 if not expected.startswith(text):
                     self._diverged()
                     return None
                 self._expected = expected[len(text) :]
+                self._owed = max(0, self._owed - tokens)
                 continue
             if not text.startswith(expected):
                 self._diverged()
                 return None
             self._expected = ""
-            rest = batch.slice(n + 1) if n + 1 < len(batch.texts) else None
-            if len(text) == len(expected):
-                return rest
-            # The engine cut differently: the tokens of this piece were counted when its beginning was appended.
-            piece = batch_of([Entry(text=text[len(expected) :], tokens=0, ids_complete=False)])
-            if rest is None:
+            new = max(0, tokens - self._owed)
+            self._owed = 0
+            piece = batch_of([Entry(text=text[len(expected) :], tokens=new, ids_complete=False)])
+            if n + 1 == len(batch.texts):
                 return piece
             self._journal.append_entries(self.task_id, self.number, piece)
-            return rest
+            return batch.slice(n + 1)
         return None

@@ -51,7 +51,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.watchdog.start()
 
     def _rebuilt(self) -> None:
-        recover(self.journal)
+        recover(self.journal, self.dispatcher.watched)
         self.dispatcher.pump_all()
 
     async def close(self) -> None:

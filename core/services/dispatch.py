@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..errors import (
 from ..events.lease import LeaseGranted, LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.journal import Journal
-from ..ports import AttemptEnd, AttemptFailure, AttemptStart, BodyPiece, Clock, Engine, GenerateJob
+from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart, BodyPiece, Clock, Engine, GenerateJob
 from ..projections.pools import PoolState
 from ..projections.queue import GroupQueue
 from ..projections.tasks import TaskState
@@ -68,11 +68,14 @@ class Dispatcher:
         self._events = AttemptEvents(self._on_started, self._on_ended, self._on_failed, self._on_diverged)
         self._failures: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: leases whose slots are being watched until they are seen free
+        self.watched: set[str] = set()
         self._rendered: dict[str, tuple[str, str]] = {}
         #: tasks whose next attempt has to continue instead of regenerate, because repeating them diverged
         self._continue: set[str] = set()
         journal.on_rebuilt(self._on_rebuilt)
         journal.on_status(self._on_status)
+        journal.on_relief(self._on_relief)
 
     # --- placing ---------------------------------------------------------------------------------------------
 
@@ -192,7 +195,8 @@ class Dispatcher:
         except CorruptJournalError as error:
             self._abandon(attempt, state, error)
             return
-        except (OrchError, OSError, ValueError) as error:
+        except Exception as error:
+            # A plugin's fault must not leave the task without an end.
             attempt.failed(AttemptFailure(kind="unreachable", message=f"the prompt could not be rendered: {error}"))
             return
         if attempt.done:
@@ -200,15 +204,12 @@ class Dispatcher:
         self._generate(attempt, engine, state, slot, body, prompt, prefix)
 
     def _abandon(self, attempt: Attempt, state: TaskState, error: OrchError) -> None:
+        if attempt.done:
+            return
         attempt.done = True
         self.attempts.pop(state.task_id, None)
-        self._journal.append(
-            [self._end(state, "failed", "error", error=error)],
-            actor="scheduler",
-            correlation=state.correlation,
-            internal=True,
-        )
-        self._release(attempt.lease_id, "never-sent")
+        if self._follow([self._end(state, "failed", "error", error=error)], state):
+            self._release(attempt.lease_id, "never-sent")
 
     def _generate(
         self, attempt: Attempt, engine: Engine, state: TaskState, slot: int, body: RequestBody, prompt: str, prefix: str
@@ -220,7 +221,7 @@ class Dispatcher:
             if continued:
                 attempt.continue_from(state.entries)
             else:
-                attempt.repeat(prefix, state.entries)
+                attempt.repeat(prefix, state.entries, state.tokens_out)
         max_tokens = admitted.max_tokens
         if continued and max_tokens:
             max_tokens = max(1, max_tokens - state.tokens_out)
@@ -240,7 +241,12 @@ class Dispatcher:
             json_schema=body.json_schema,
             cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
         )
-        handle = engine.generate(job, attempt)
+        try:
+            handle = engine.generate(job, attempt)
+        except Exception as error:
+            # A plugin's fault must not reach the journal, whose commit brought us here.
+            attempt.failed(AttemptFailure(kind="invalid", message=f"the engine's plugin failed: {error!r}"))
+            return
         attempt.handle = handle
         if attempt.done:
             handle.cancel()
@@ -303,7 +309,7 @@ class Dispatcher:
             queue_position=admitted.queue_position,
             predicted_start_ms=admitted.predicted_start_ms,
         )
-        self._journal.append([started], actor="scheduler", correlation=state.correlation, bodies=rows, internal=True)
+        self._follow([started], state, bodies=rows)
 
     def _profile(self, pool_id: str) -> str:
         return next((p.sampler_profile_version for p in self._settings.pools if p.id == pool_id), "")
@@ -319,7 +325,8 @@ class Dispatcher:
         released = LeaseReleased(
             lease_id=attempt.lease_id, pool_id=attempt.pool_id, task_id=state.task_id, cause="slot-free"
         )
-        self._append_and_pump([ended, released], state)
+        if self._follow([ended, released], state):
+            self.pump(state.admitted.group)
 
     def _on_failed(self, attempt: Attempt, failure: AttemptFailure) -> None:
         self.attempts.pop(attempt.task_id, None)
@@ -327,17 +334,16 @@ class Dispatcher:
         state = self._journal.head.tasks.live.get(attempt.task_id)
         if state is None:
             return
-        released = LeaseReleased(
-            lease_id=attempt.lease_id,
-            pool_id=attempt.pool_id,
-            task_id=state.task_id,
-            cause="slot-free" if attempt.begun else "never-sent",
-        )
-        pool_id = attempt.pool_id
+        if self._follow([self._after_failure(attempt, state, failure)], state):
+            # A stream that broke off says nothing of the slot: it may still be decoding (PLC-4).
+            self.free_slot(attempt)
+            self.pump(state.admitted.group)
+
+    def _after_failure(self, attempt: Attempt, state: TaskState, failure: AttemptFailure) -> object:
+        """What an attempt's failure means for its task: another attempt, or the end."""
+        pool_id, said = attempt.pool_id, failure.message.encode(errors="replace").decode()
         if not failure.retriable:
-            error = _refusal(failure, pool_id)
-            self._append_and_pump([self._end(state, "failed", "error", error=error), released], state)
-            return
+            return self._end(state, "failed", "error", error=_refusal(failure.kind, said, pool_id))
         fails = self._failures[pool_id] = self._failures.get(pool_id, 0) + 1
         pause = min(_SUSPECT_NS << min(fails - 1, 10), _SUSPECT_MAX_NS)
         self._placement.suspects[pool_id] = self._journal.now_ns() + pause
@@ -345,18 +351,13 @@ class Dispatcher:
         interrupted = state.entries and state.admitted.recovery == "none"
         if state.failures + 1 >= self._settings.admission.max_attempts or interrupted:
             code = "INTERRUPTED" if interrupted else "WORKER_RESET"
-            message = f"{failure.kind}: {failure.message} (attempt {state.failures + 1} of {self._settings.admission.max_attempts})"
-            ended = self._end(state, "failed", "error", code=code, message=message, retriable=True)
-            self._append_and_pump([ended, released], state)
-            return
-        again = TaskAttemptFailed(
-            task_id=state.task_id,
-            attempt=attempt.number,
-            pool_id=pool_id,
-            code=failure.kind,
-            message=failure.message[:500],
+            message = (
+                f"{failure.kind}: {said} (attempt {state.failures + 1} of {self._settings.admission.max_attempts})"
+            )
+            return self._end(state, "failed", "error", code=code, message=message, retriable=True)
+        return TaskAttemptFailed(
+            task_id=state.task_id, attempt=attempt.number, pool_id=pool_id, code=failure.kind, message=said[:500]
         )
-        self._append_and_pump([again, released], state)
 
     def _on_diverged(self, attempt: Attempt) -> None:
         """A regeneration said something else than the journal holds (RCV-1)."""
@@ -380,8 +381,9 @@ class Dispatcher:
                     message="the regenerated text differs from the journal: the next attempt continues from it",
                 )
             ]
-        self._journal.append(events, actor="scheduler", correlation=state.correlation, internal=True)
-        self.free_slot(attempt)
+        if self._follow(events, state):
+            self.free_slot(attempt)
+            self.pump(state.admitted.group)
 
     # --- ends and slots --------------------------------------------------------------------------------------
 
@@ -438,18 +440,17 @@ class Dispatcher:
         if attempt.handle is None:
             self._release(attempt.lease_id, "never-sent")
         else:
-            self._spawn(self._await_slot(attempt))
+            self.watched.add(attempt.lease_id)
+            self._spawn(self._await_slot(attempt.handle, attempt.lease_id))
 
-    async def _await_slot(self, attempt: Attempt) -> None:
-        assert attempt.handle is not None
-        epoch = self._journal.epoch
+    async def _await_slot(self, handle: AttemptHandle, lease_id: str) -> None:
         try:
-            cause = await attempt.handle.slot_free()
-        except (OrchError, OSError) as error:
-            del error
+            cause = await handle.slot_free()
+        except Exception:
+            # A slot that nobody can tell of must not be lost for ever.
             cause = "engine-gone"
-        if epoch == self._journal.epoch:
-            self._release(attempt.lease_id, cause)
+        self.watched.discard(lease_id)
+        self._release(lease_id, cause)
 
     def _release(self, lease_id: str, cause: str) -> None:
         lease = self._journal.head.leases.by_id.get(lease_id)
@@ -462,9 +463,16 @@ class Dispatcher:
             return
         self._pump_pool(lease.pool_id)
 
-    def _append_and_pump(self, events: list[object], state: TaskState) -> None:
-        self._journal.append(events, actor="scheduler", correlation=state.correlation, internal=True)
-        self.pump(state.admitted.group)
+    def _follow(self, events: list[object], state: TaskState, bodies: Sequence[BodyPiece] = ()) -> bool:
+        """Append what follows from an engine's word; ``False``: the journal is being reopened or closed.
+
+        Then head is about to be rebuilt from disk, and recovery takes the task up from there.
+        """
+        try:
+            self._journal.append(events, actor="scheduler", correlation=state.correlation, bodies=bodies, internal=True)
+        except JournalUnavailableError:
+            return False
+        return True
 
     def _pump_pool(self, pool_id: str) -> None:
         pool = self._journal.head.pools.by_id.get(pool_id)
@@ -478,14 +486,18 @@ class Dispatcher:
         attempts, self.attempts = self.attempts, {}
         for attempt in attempts.values():
             attempt.stop()
+            if attempt.handle is not None:
+                self.free_slot(attempt)
         self._rendered.clear()
 
     def _on_status(self) -> None:
         if self._journal.status == "ok":
-            for attempt in self.attempts.values():
-                if attempt.handle is not None:
-                    attempt.handle.resume()
             asyncio.get_running_loop().call_soon(self.pump_all)
+
+    def _on_relief(self) -> None:
+        for attempt in self.attempts.values():
+            if attempt.handle is not None:
+                attempt.handle.resume()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -505,10 +517,10 @@ def _digest(text: str) -> str:
     return content_id(text.encode())
 
 
-def _refusal(failure: AttemptFailure, pool_id: str) -> OrchError:
+def _refusal(kind: str, message: str, pool_id: str) -> OrchError:
     """The error behind a failure that another attempt cannot mend."""
-    if failure.kind == "context":
-        return ContextExceededError(failure.message, pool_id=pool_id)
-    if failure.kind == "invalid":
-        return InvalidParamsError(failure.message, pool_id=pool_id)
-    return WorkerResetError(f"{failure.kind}: {failure.message}", pool_id=pool_id)
+    if kind == "context":
+        return ContextExceededError(message, pool_id=pool_id)
+    if kind == "invalid":
+        return InvalidParamsError(message, pool_id=pool_id)
+    return WorkerResetError(f"{kind}: {message}", pool_id=pool_id)

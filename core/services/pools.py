@@ -96,7 +96,6 @@ class PoolService:
     def _again(self) -> None:
         for event in self._last.values():
             self._observe(event)
-        self._dispatcher.pump_all()
 
     # --- views -----------------------------------------------------------------------------------------------
 

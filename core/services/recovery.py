@@ -7,6 +7,8 @@ and checks, or continues.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from ..events.lease import LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded
 from ..journal.journal import Journal
@@ -14,11 +16,16 @@ from ..projections.tasks import TaskState
 from ..types import TaskPhase
 
 
-def recover(journal: Journal) -> int:
-    """Append what follows from the restart; how many tasks go on."""
+def recover(journal: Journal, watched: Container[str] = ()) -> int:
+    """Append what follows from the restart; how many tasks go on.
+
+    :param watched: leases whose slots somebody still watches, after a reopening within the same process.
+    """
     head = journal.head
     events: list[object] = []
     for lease in sorted(head.leases.by_id.values(), key=lambda one: one.lease_id):
+        if lease.lease_id in watched:
+            continue
         events.append(
             LeaseReleased(lease_id=lease.lease_id, pool_id=lease.pool_id, task_id=lease.task_id, cause="restart")
         )

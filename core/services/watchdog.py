@@ -23,16 +23,22 @@ class Watchdog:
         self._dispatcher = dispatcher
         self._clock = clock
         self._deadlines: list[tuple[int, str]] = []
-        self._seen: dict[str, tuple[int, int]] = {}
+        #: signs of life of each attempt when they last changed, and when that was
+        self._seen: dict[str, tuple[tuple[int, int, int], int]] = {}
         self._task: asyncio.Task[None] | None = None
         journal.on_committed(self._note)
+        journal.on_rebuilt(self._take_up)
 
     def start(self) -> None:
         """Begin, with the deadlines of tasks that live already."""
+        self._take_up()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _take_up(self) -> None:
+        self._deadlines.clear()
         for state in self._journal.head.tasks.live.values():
             if state.admitted.deadline_ns:
                 heapq.heappush(self._deadlines, (state.admitted.deadline_ns, state.task_id))
-        self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
         """Stop looking."""
@@ -82,10 +88,11 @@ class Watchdog:
             pool = head.pools.by_id.get(attempt.pool_id)
             if state is None or pool is None:
                 continue
-            # A sign of life is a new entry; an attempt that repeats what is journaled has none, so it is left alone.
-            entries, since = self._seen.get(attempt.task_id, (-1, now))
-            if entries != state.entries or attempt.behind:
-                self._seen[attempt.task_id] = (state.entries, now)
+            # A sign of life is a new entry, or one that repeats what is journaled.
+            signs = (attempt.number, state.entries, attempt.repeated)
+            seen, since = self._seen.get(attempt.task_id, (None, now))
+            if seen != signs:
+                self._seen[attempt.task_id] = (signs, now)
                 since = now
             wall_ms, idle_ms = pool.declared.wall_ms, pool.declared.idle_ms
             what = ""

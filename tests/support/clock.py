@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Callable
 
 START_NS = 1_700_000_000_000_000_000
 
 
 class ManualClock:
-    """A clock that tests set."""
+    """A clock that tests set.
 
-    def __init__(self, now_ns: int = START_NS) -> None:
-        self.wall_ns = now_ns
-        self.steady_ns = 1_000_000_000
+    :param elapsed_s: seconds that passed by themselves, such as the time of a stepped loop.
+    """
+
+    def __init__(self, now_ns: int = START_NS, elapsed_s: Callable[[], float] = lambda: 0.0) -> None:
+        self._wall_ns = now_ns
+        self._steady_ns = 1_000_000_000
+        self._elapsed_s = elapsed_s
+        self._start_s = elapsed_s()
+
+    def _elapsed_ns(self) -> int:
+        return round((self._elapsed_s() - self._start_s) * 1e9)
 
     def now_ns(self) -> int:
-        return self.wall_ns
+        return self._wall_ns + self._elapsed_ns()
 
     def monotonic_ns(self) -> int:
-        return self.steady_ns
+        return self._steady_ns + self._elapsed_ns()
 
     def advance_ms(self, milliseconds: float) -> None:
         """Both clocks go on."""
-        self.wall_ns += int(milliseconds * 1_000_000)
-        self.steady_ns += int(milliseconds * 1_000_000)
+        self._wall_ns += int(milliseconds * 1_000_000)
+        self._steady_ns += int(milliseconds * 1_000_000)
+
+    def set_back_ms(self, milliseconds: float) -> None:
+        """Somebody corrects the wall clock."""
+        self._wall_ns -= int(milliseconds * 1_000_000)
 
 
 class Ids:

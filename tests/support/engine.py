@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llama_orch.core.entries import EntryBatch, batch_of
@@ -32,14 +33,26 @@ class ScriptedAttempt:
         self.over = False
         self.resumed = 0
         self.said = ""
-        self._free: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._free: asyncio.Future[str] = self._loop.create_future()
+
+    @contextmanager
+    def _on_loop(self) -> Iterator[AttemptSink]:
+        """The sink, as it is called on the event loop's thread."""
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self._loop)
+        try:
+            yield self._sink
+        finally:
+            asyncio._set_running_loop(before)
 
     # --- what the test lets it do --------------------------------------------------------------------------------
 
     def start(self, prompt_tokens: int = 3) -> None:
         """First sign of life."""
         if not self.cancelled:
-            self._sink.started(AttemptStart(prompt_tokens=prompt_tokens))
+            with self._on_loop() as sink:
+                sink.started(AttemptStart(prompt_tokens=prompt_tokens))
 
     def say(self, *texts: str) -> None:
         """Say pieces that arrive together, a token each."""
@@ -49,15 +62,18 @@ class ScriptedAttempt:
         """Say a batch."""
         if not self.cancelled and not self.over:
             self.said += "".join(batch.texts)
-            self._sink.entries(batch)
+            with self._on_loop() as sink:
+                sink.entries(batch)
 
     def late(self, *texts: str) -> None:
         """Say something although it was cancelled, as an engine does whose words were on their way."""
-        self._sink.entries(batch_of([Entry(text=text) for text in texts]))
+        with self._on_loop() as sink:
+            sink.entries(batch_of([Entry(text=text) for text in texts]))
 
     def late_end(self) -> None:
         """End although it was cancelled."""
-        self._sink.ended(AttemptEnd(finish_reason="stop"))
+        with self._on_loop() as sink:
+            sink.ended(AttemptEnd(finish_reason="stop"))
 
     def end(self, finish_reason: str = "stop") -> None:
         """Finish properly; the slot is free then."""
@@ -65,14 +81,20 @@ class ScriptedAttempt:
             return
         self.over = True
         self.free()
-        self._sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=5_000))  # type: ignore[arg-type]
+        with self._on_loop() as sink:
+            sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=5_000))  # type: ignore[arg-type]
 
-    def fail(self, kind: str = "cut", *, retriable: bool = True) -> None:
+    def fail(self, kind: str = "cut", *, retriable: bool = True, message: str = "scripted") -> None:
         """Break off."""
         if self.cancelled or self.over:
             return
         self.over = True
-        self._sink.failed(AttemptFailure(kind=kind, message="scripted", retriable=retriable))
+        with self._on_loop() as sink:
+            sink.failed(AttemptFailure(kind=kind, message=message, retriable=retriable))
+
+    def break_watch(self, error: Exception) -> None:
+        """Asking for the slot fails from now on."""
+        self._free.set_exception(error)
 
     def free(self, cause: str = "slot-free") -> None:
         """The slot is seen free."""

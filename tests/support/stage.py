@@ -71,7 +71,7 @@ class Stage:
         ctx: int = 4096,
     ) -> None:
         self.loop = StepLoop()
-        self.clock = ManualClock()
+        self.clock = ManualClock(elapsed_s=self.loop.time)
         self.disk = Disk()
         self.ids = Ids()
         self._seeds = itertools.count(1)
@@ -226,7 +226,6 @@ class Stage:
 
     def advance(self, seconds: float) -> None:
         """Time passes, on the clocks and on the loop."""
-        self.clock.advance_ms(seconds * 1000)
         self.loop.advance(seconds)
         self.settle()
 
