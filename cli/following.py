@@ -58,7 +58,7 @@ class Follower:
                     f"the server sent a frame that is no JSON: {frame.data[:80]!r}", remedy="Is it a llama-orch server?"
                 ) from error
             if self.frames_as_json:
-                self.shell.json_line({"event": frame.event, "id": frame.id or None, **data})
+                self.shell.json_line({"event": frame.event, "id": frame.id or None, "data": data})
             getattr(self, f"_on_{frame.event}", self._on_other)(data)
 
     def finish_line(self) -> None:

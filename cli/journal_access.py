@@ -13,7 +13,7 @@ from .exits import CliError
 from .redact import redact_text
 
 if TYPE_CHECKING:
-    from ..core.frames import Frame
+    from ..core.journal.verify import Finding
     from .config import Loaded
 
 _FILE_NAME = "journal.db"
@@ -77,57 +77,34 @@ def last_frame_no(store: JournalStore) -> int:
     return low
 
 
-def events_in(frame: Frame, *, texts: bool) -> Iterator[dict[str, Any]]:
-    """The events of a frame in the order of their seq, ready for JSON (nanoseconds as text, JRN-9).
+def disagreeing_folds(store: JournalStore, snapshots: Path) -> Iterator[Finding]:
+    """What is wrong with the state that the events fold to: from zero, and from the newest snapshot, it must be one."""
+    from ..core.errors import CorruptJournalError
+    from ..core.journal.replay import replay
+    from ..core.journal.snapshot import load_latest
+    from ..core.journal.verify import Finding
 
-    :param texts: with what was said; else a chunk of entries says only how much it holds.
-    """
-    import msgspec
+    def frame_hash(number: int) -> bytes | None:
+        frames = store.frames_at([number])
+        return frames[0].hash if frames else None
 
-    from ..core.entries import unpack, unpack_transcript
-    from ..core.frames import decode_facts, decode_texts
+    def finding(frame_no: int, message: str) -> Finding:
+        frames = store.frames_at([frame_no])
+        first, last = (frames[0].first_seq, frames[0].end_seq - 1) if frames else (0, 0)
+        return Finding(
+            kind="fold", frame_no=frame_no, last_frame_no=frame_no, first_seq=first, last_seq=last, message=message
+        )
 
-    facts = {frame.first_seq + fact.offset: fact for fact in decode_facts(frame.facts)}
-    chunks = decode_texts(frame.texts, frame.end_seq)
-    said = iter(chunk for chunk in chunks if not chunk.is_transcript)
-    for seq in range(frame.first_seq, frame.end_seq):
-        envelope: dict[str, Any] = {"seq": seq, "frame_no": frame.frame_no, "epoch": frame.epoch}
-        fact = facts.get(seq)
-        if fact is not None:
-            yield envelope | {
-                "name": fact.name,
-                "version": fact.version,
-                "stream": fact.stream,
-                "position": fact.position,
-                "time_ns": str(fact.time_ns),
-                "actor": fact.actor,
-                "correlation": fact.correlation,
-                "payload": msgspec.json.decode(fact.data),
-            }
-            continue
-        chunk = next(said, None)
-        if chunk is None:  # only the frame's root is left
-            yield envelope | {"name": "task.entries", "dropped": True}
-            continue
-        entries: dict[str, Any] = {
-            "task_no": chunk.task_no,
-            "attempt": chunk.attempt,
-            "first_ordinal": chunk.first_ordinal,
-            "entries": chunk.entries,
-            "tokens": chunk.tokens,
-        }
-        if chunk.body is None:
-            entries["dropped"] = True
-        elif texts:
-            entries["batch"] = msgspec.to_builtins(unpack(chunk.body).texts)
-        yield envelope | {"name": "task.entries", **entries}
-    if texts:
-        for chunk in chunks:
-            if chunk.is_transcript and chunk.body is not None:
-                transcript = unpack_transcript(chunk.body)
-                yield {
-                    "frame_no": frame.frame_no,
-                    "name": "transcript",
-                    "task_no": chunk.task_no,
-                    "text": "".join(transcript.batch.texts),
-                }
+    last = last_frame_no(store)
+    try:
+        whole = replay(store, upto_frame=last)
+    except CorruptJournalError as error:
+        yield finding(last, f"the events do not fold: {error.message}")
+        return
+    found = load_latest(snapshots, frame_hash)
+    if found is None or found[1] > last:
+        return
+    snapshot_frame = found[1]
+    resumed = replay(store, *found, upto_frame=last)
+    if resumed.head.digest() != whole.head.digest():
+        yield finding(snapshot_frame, "the state from the newest snapshot on is not the state from the beginning")

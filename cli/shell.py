@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,14 +94,7 @@ class Shell:
             table.add_column(name, overflow="fold", no_wrap=name == "TASK")  # ids are copied whole
         for row in shown:
             table.add_row(*(Text(cell) for cell in row))
-        Console(file=self.stdout, no_color=not self.colour, width=self.width).print(table)
-
-    @property
-    def width(self) -> int:
-        """Columns of the terminal."""
-        with contextlib.suppress(OSError, ValueError):
-            return max(40, os.get_terminal_size(self.stdout.fileno()).columns)
-        return shutil.get_terminal_size((100, 24)).columns
+        Console(file=self.stdout, no_color=not self.colour, width=_width(self.stdout)).print(table)
 
     # --- beside the result ----------------------------------------------------------------------------------------
 
@@ -117,10 +109,7 @@ class Shell:
         """The progress line on standard error, replaced by the next one; only where a person looks."""
         if not self.progress_wanted:
             return
-        width = shutil.get_terminal_size((100, 24)).columns
-        with contextlib.suppress(OSError, ValueError):
-            width = os.get_terminal_size(self.stderr.fileno()).columns
-        self.stderr.write("\r\x1b[2K" + self._safe(text, self.stderr)[: max(1, width - 1)])
+        self.stderr.write("\r\x1b[2K" + self._safe(text, self.stderr)[: _width(self.stderr) - 1])
         self.stderr.flush()
         self._status_shown = True
 
@@ -144,6 +133,15 @@ class Shell:
 
     def _safe(self, text: str, stream: TextIO | None = None) -> str:
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if (stream or self.stdout).isatty() else text
+
+
+def _width(stream: TextIO) -> int:
+    """Columns of the stream's terminal; 100 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(stream.fileno()).columns
+        if columns >= 20:
+            return columns
+    return 100
 
 
 def system_shell() -> Shell:

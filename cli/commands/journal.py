@@ -6,18 +6,16 @@ import argparse
 import json
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import exits
 from ..command import command
 from ..connect import loaded_from
-from ..exits import CliError
 from ..shell import Shell
 
 if TYPE_CHECKING:
-    from ...core.ports import JournalStore
+    from ...core.journal.verify import Finding
 
 _POLL_S = 0.1
 
@@ -33,28 +31,19 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
 @command("journal tail", "print the newest events", arguments=_tail_arguments, needs="config")
 def tail(options: argparse.Namespace, shell: Shell) -> int:
     """Reads the committed journal, beside a running server or without one. With --json an event is an object on a line."""
-    from ..journal_access import events_in, last_frame_no, open_for_reading
+    from ...core.journal.listing import events_in, newest
+    from ..journal_access import last_frame_no, open_for_reading
 
     store = open_for_reading(loaded_from(options, shell))
+    wanted = options.stream or ""
     try:
         last = last_frame_no(store)
-        newest: list[dict[str, Any]] = []
-        number = last
-        while number > 0 and len(newest) < options.lines:
-            found = [
-                event
-                for frame in store.frames_at([number])
-                for event in events_in(frame, texts=False)
-                if _wanted(event, options.stream)
-            ]
-            newest = found + newest
-            number -= 1
-        for event in newest[max(0, len(newest) - options.lines) :] if options.lines > 0 else []:
+        for event in newest(store, last, limit=max(0, options.lines), stream=wanted):
             _show(event, shell)
         while options.follow:
             for frame in store.frames(last + 1):
-                for event in events_in(frame, texts=False):
-                    if _wanted(event, options.stream):
+                for event in events_in(frame):
+                    if not wanted or event.get("stream") == wanted:
                         _show(event, shell)
                 last = frame.frame_no
             shell.stdout.flush()
@@ -62,10 +51,6 @@ def tail(options: argparse.Namespace, shell: Shell) -> int:
     finally:
         store.close()
     return exits.OK
-
-
-def _wanted(event: dict[str, Any], stream: str | None) -> bool:
-    return stream is None or event.get("stream") == stream
 
 
 def _show(event: dict[str, Any], shell: Shell) -> None:
@@ -104,7 +89,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 @command("journal export", "write all events as JSON lines", arguments=_export_arguments, needs="config")
 def export(options: argparse.Namespace, shell: Shell) -> int:
     """One object per event, in order, then one line with the hash of the last frame."""
-    from ..journal_access import events_in, open_for_reading
+    from ...core.journal.listing import events_in
+    from ..journal_access import open_for_reading
 
     store = open_for_reading(loaded_from(options, shell))
     events = 0
@@ -138,11 +124,12 @@ def _private(path: Path) -> Any:
 @command("journal stats", "count frames, events, tasks, tokens and bytes", needs="config")
 def stats(options: argparse.Namespace, shell: Shell) -> int:
     """Reads every frame's facts once."""
+    from ...core.journal.listing import figures
     from ..journal_access import open_for_reading
 
     store = open_for_reading(loaded_from(options, shell))
     try:
-        found = _count(store)
+        found = figures(store)
     finally:
         store.close()
     if shell.as_json:
@@ -153,33 +140,6 @@ def stats(options: argparse.Namespace, shell: Shell) -> int:
     shell.line()
     shell.table(("EVENT", "COUNT"), sorted(found["by_name"].items()), empty="The journal is empty.")
     return exits.OK
-
-
-def _count(store: JournalStore) -> dict[str, Any]:
-    from ...core.frames import decode_facts
-
-    names: Counter[str] = Counter()
-    frames = events = facts_total = tokens = epochs = 0
-    for _frame_no, epoch, _first_seq, count, facts in store.facts(1):
-        frames += 1
-        epochs = epoch
-        events += count
-        for fact in decode_facts(facts):
-            facts_total += 1
-            names[fact.name] += 1
-            if fact.name == "task.ended":
-                tokens += int(json.loads(bytes(fact.data)).get("tokens_out", 0))
-    if events > facts_total:
-        names["task.entries"] = events - facts_total
-    return {
-        "frames": frames,
-        "events": events,
-        "epochs": epochs,
-        "tasks": names["task.admitted"],
-        "tokens": tokens,
-        "bytes": store.size_bytes(),
-        "by_name": {name: count for name, count in names.items() if count},
-    }
 
 
 @command("journal migrate", "bring the database's schema up to date", needs="config")
@@ -206,17 +166,48 @@ def migrate(options: argparse.Namespace, shell: Shell) -> int:
     return exits.OK
 
 
-@command("journal verify", "check the chain of hashes, and that the folds agree", needs="config")
+@command("journal verify", "check the chain of hashes, what it names, and that the folds agree", needs="config")
 def verify(options: argparse.Namespace, shell: Shell) -> int:
     """Names the frame and seq range of every edited, removed, swapped or doubled row, and says what it cannot prove.
-    Exit status 1 when something is wrong.
+    Exit status 1 when something is wrong. Reads beside a running server or without one.
     """
-    from ...core.journal.verify import verify as verify_journal
-    from ..journal_access import open_for_reading
+    import msgspec
 
-    store = open_for_reading(loaded_from(options, shell))
+    from ...core.journal.verify import verify as verify_journal
+    from ..journal_access import disagreeing_folds, open_for_reading
+
+    loaded = loaded_from(options, shell)
+    store = open_for_reading(loaded)
     try:
-        report = verify_journal(store)
+        report = verify_journal(
+            store,
+            check_fold=lambda frames: disagreeing_folds(frames, loaded.data_dir / "snapshots"),
+            progress=lambda frame_no: shell.status(f"frame {frame_no} …"),
+        )
     finally:
         store.close()
-    raise CliError(f"not shown yet: {report}")
+        shell.clear_status()
+    if shell.as_json:
+        shell.json({"ok": report.ok, **msgspec.to_builtins(report)})
+        return exits.OK if report.ok else exits.FAILED
+    for finding in report.findings:
+        shell.line(f"{_frames(finding)}: {finding.message}")
+    verdict = "sound" if report.ok else f"{len(report.findings)} findings"
+    shell.line(f"{report.frames} frames, {report.events} events, head {report.head_hash[:16]}: {verdict}")
+    if report.ok:
+        shell.line(
+            f"also checked: {report.bodies} texts, {report.transcripts} transcripts, the state that the events fold to"
+        )
+    for what in report.unproven:
+        shell.note(f"not proven: {what}")
+    return exits.OK if report.ok else exits.FAILED
+
+
+def _frames(finding: Finding) -> str:
+    frames = f"frame {finding.frame_no}"
+    if finding.last_frame_no != finding.frame_no:
+        frames = f"frames {finding.frame_no} to {finding.last_frame_no}"
+    seqs = f"seq {finding.first_seq}"
+    if finding.last_seq != finding.first_seq:
+        seqs += f" to {finding.last_seq}"
+    return f"{frames} ({seqs})"

@@ -211,7 +211,7 @@ def test_stream_prints_text_or_frames(run, haiku):
     assert run("stream", TASK).out == "rain\x1b[2Jfalls\n"
     frames = [json.loads(line) for line in run("stream", TASK, "--json").out.splitlines()]
     assert [frame["event"] for frame in frames] == ["queued", "started", "token", "token", "end"]
-    assert frames[2] == {"event": "token", "id": "1.1", "t": "rain", "i": 0}
+    assert frames[2] == {"event": "token", "id": "1.1", "data": {"t": "rain", "i": 0}}
     run("stream", TASK, "--from", "1.1")
     assert haiku.asked("GET", STREAM)[-1].headers["Last-Event-ID"] == "1.1"
 
@@ -416,7 +416,14 @@ def test_every_command_refuses_an_option_that_it_does_not_have(call, name):
 
 @pytest.mark.parametrize("name", sorted(name for name, found in commands().items() if found.needs != "nothing"))
 def test_every_command_that_reads_the_configuration_refuses_a_wrong_one(call, name):
-    done = call(*name.split(), *ARGUMENTS.get(name, []), "--set", "bnd=x", *(["hi"] if name == "run" else []), "--json")
+    done = call(
+        *name.split(),
+        *ARGUMENTS.get(name, []),
+        "--set",
+        "bnd=x",
+        *{"run": ["hi"], "doctor": ["--no-self-test"]}.get(name, []),
+        "--json",
+    )
     if name == "doctor":
         assert "did you mean 'bind'" in done.out
         return
