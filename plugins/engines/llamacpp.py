@@ -24,6 +24,7 @@ from .. import (
 )
 from ._chat_template import PROBES, ChatTemplate, TemplateError, agreeing, plain
 from ._http import HttpClient, HttpError, HttpResponse, StreamRequest
+from ._json_grammar import SchemaError, grammar_of
 from ._llama_frames import RESPONSE_FIELDS, CompletionStream, failure_of_body
 from ._llama_identity import engine_version, model_digest, tokenizer_digest
 from ._llama_launch import package_version, plan
@@ -361,8 +362,16 @@ class Attempt:
 
     def send(self, http: HttpClient, prompt: str | list[int]) -> None:
         """Ask for the completion."""
-        if self._sink is not None:
-            self._request = http.stream("POST", "/completion", _body(self._job, prompt), self)
+        if self._sink is None:
+            return
+        try:
+            body = _body(self._job, prompt)
+        except SchemaError as error:
+            self.vacated = True
+            refusal = AttemptFailure(kind="invalid", message=f"json_schema: {error}", retriable=False)
+            asyncio.get_running_loop().call_soon(self._fail, refusal)
+        else:
+            self._request = http.stream("POST", "/completion", body, self)
 
     # --- StreamHandler
 
@@ -441,10 +450,13 @@ def _body(job: GenerateJob, prompt: str | list[int]) -> bytes:
         body[name] = int(value) if name in _WHOLE else value
     if job.stop:
         body["stop"] = job.stop
-    if job.grammar:
-        body["grammar"] = job.grammar
     if job.json_schema is not None:
-        body["json_schema"] = job.json_schema
+        if job.grammar:
+            msg = "grammar and json_schema exclude each other"
+            raise SchemaError(msg)
+        body["grammar"] = grammar_of(job.json_schema)
+    elif job.grammar:
+        body["grammar"] = job.grammar
     if job.logprobs:
         body["n_probs"] = job.logprobs
     return _encode(body)

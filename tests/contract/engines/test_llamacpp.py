@@ -39,7 +39,6 @@ def _opener(url, model):
 
 
 class TestLlamaCpp(EngineContract):
-    obeys_schema = False
     faults = {
         "wrong grammar": ("a", "invalid"),
     }
