@@ -18,7 +18,7 @@ ARGS ?=
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: help demo test quick check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
+.PHONY: help demo test quick chaos check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ test: check ## everything: the checks, then all tests
 
 quick: $(DEV) ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" tests/unit tests/property $(ARGS)
+
+chaos: $(DEV) ## kill servers at random moments, as often as the bars say (four minutes)
+	CHAOS_KILLS=200 CHAOS_LLAMA_KILLS=20 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
 
 check: lint types imports generated compliance unused scan docs ## everything but the tests
 

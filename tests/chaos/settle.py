@@ -1,0 +1,23 @@
+"""The last life of a server in a test: everything comes to its end, and is compared."""
+
+from __future__ import annotations
+
+from .audit import Figures, audit, check_second_reader
+from .http_client import stream
+from .load import Load
+from .world import World
+
+
+async def settle(place: World, load: Load) -> Figures:
+    """Start a server that lives, let everything end, read all streams again, stop, and audit the journal."""
+    await place.start()
+    await place.ready()
+    await load.finish()
+    for task in load.ledger.tasks:
+        check_second_reader(task, [frame async for frame in stream(place.port, task.task_id)])
+    assert await place.stop() == 0
+    store = place.store()
+    try:
+        return audit(store, load.ledger)
+    finally:
+        store.close()
