@@ -5,9 +5,11 @@ chunk per task). The frame's hash covers its header, the facts and the root of o
 the stored bytes. A chunk can be replaced by its leaf, and a frame whose chunks are all gone by the root: what
 remains still verifies (JRN-2, JRN-7).
 
-Texts, little endian: ``kind`` (u8), ``n`` (u32), then columns of ``n``: distance from the frame's end to the
-task's number (u32), first ordinal (u32), entries (u16), tokens (u16), attempt (u8), flags (u8), length (u32);
-then the chunks: 8 bytes of salt and the body, or a leaf of 32 bytes. A task's number is the seq of its admission.
+Texts, little endian: ``kind`` (u8), ``n`` (u32), a code (u8) for each of seven columns, the columns, the chunks.
+Columns: distance from the frame's end to the task's number, first ordinal, entries, tokens, attempt, flags, length.
+A code is the width of a column's numbers in bytes (1, 2, 4), plus 16 when one number stands for all ``n``; so what is
+alike in all chunks costs next to nothing. A chunk is 8 bytes of salt and the body, or a leaf of 32 bytes. A task's
+number is the seq of its admission.
 """
 
 from __future__ import annotations
@@ -30,6 +32,13 @@ FLAG_DROPPED = 128
 
 _TEXTS_CHUNKS = 1
 _TEXTS_ROOT = 2
+
+_COLUMNS = 7
+#: bytes that a number of each column has at most
+_WIDEST = (4, 4, 2, 2, 1, 1, 4)
+#: added to a column's code: one number stands for all
+_ALIKE = 16
+_LETTERS = {1: "B", 2: "H", 4: "I"}
 
 _sha256 = hashlib.sha256
 _LEAF_HEAD = struct.Struct("<QIHHBB")
@@ -137,6 +146,11 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     return _sha256(b"".join(leaves)).digest() if leaves else ZERO
 
 
+def _width(top: int) -> int:
+    """Bytes that a column's numbers take."""
+    return 1 if top < 256 else 2 if top < 65_536 else 4
+
+
 def encode_texts(chunks: Sequence[Chunk], end_seq: int) -> bytes:
     """Texts of a frame as stored; no bytes when there is no chunk, the root alone when all are dropped."""
     n = len(chunks)
@@ -144,20 +158,30 @@ def encode_texts(chunks: Sequence[Chunk], end_seq: int) -> bytes:
         return b""
     if all(c.body is None for c in chunks):
         return bytes((_TEXTS_ROOT,)) + root_of([c.leaf for c in chunks])
-    parts = [
-        struct.pack(
-            f"<BI{n}I{n}I{n}H{n}H{n}B{n}B{n}I",
-            _TEXTS_CHUNKS,
-            n,
-            *[end_seq - c.task_no for c in chunks],
-            *[c.first_ordinal for c in chunks],
-            *[c.entries for c in chunks],
-            *[c.tokens for c in chunks],
-            *[c.attempt for c in chunks],
-            *[c.flags if c.body is not None else c.flags | FLAG_DROPPED for c in chunks],
-            *[len(c.body) if c.body is not None else 0 for c in chunks],
-        )
-    ]
+    columns = (
+        [end_seq - c.task_no for c in chunks],
+        [c.first_ordinal for c in chunks],
+        [c.entries for c in chunks],
+        [c.tokens for c in chunks],
+        [c.attempt for c in chunks],
+        [c.flags if c.body is not None else c.flags | FLAG_DROPPED for c in chunks],
+        [len(c.body) if c.body is not None else 0 for c in chunks],
+    )
+    codes, form, numbers = [], [f"<BI{_COLUMNS}B"], []
+    for column in columns:
+        first = column[0]
+        alike = column[-1] == first and column.count(first) == n
+        top = first if alike else max(column)
+        width = _width(top)
+        if alike:
+            codes.append(width + _ALIKE)
+            form.append(_LETTERS[width])
+            numbers.append(first)
+        else:
+            codes.append(width)
+            form.append(f"{n}{_LETTERS[width]}")
+            numbers += column
+    parts = [struct.pack("".join(form), _TEXTS_CHUNKS, n, *codes, *numbers)]
     for c in chunks:
         if c.body is None:
             parts.append(c.leaf)
@@ -178,15 +202,27 @@ def decode_texts(raw: bytes, end_seq: int) -> list[Chunk]:
         if raw[0] != _TEXTS_CHUNKS:
             msg = f"texts of unknown kind {raw[0]}"
             raise CorruptJournalError(msg)
-        (n,) = struct.unpack_from("<I", raw, 1)
-        columns = struct.Struct(f"<{n}I{n}I{n}H{n}H{n}B{n}B{n}I")
-        values = columns.unpack_from(raw, 5)
-        at = 5 + columns.size
+        n, *codes = struct.unpack_from(f"<I{_COLUMNS}B", raw, 1)
+        at = 5 + _COLUMNS
+        if not 0 < n * SALT_BYTES <= len(raw):
+            msg = f"texts of {len(raw)} bytes cannot have {n} chunks"
+            raise CorruptJournalError(msg)
+        columns = []
+        for code, widest in zip(codes, _WIDEST, strict=True):
+            width, alike = code & ~_ALIKE, code & _ALIKE
+            if width not in _LETTERS or width > widest:
+                msg = f"texts have a column of unknown code {code}"
+                raise CorruptJournalError(msg)
+            numbers = struct.unpack_from(f"<{1 if alike else n}{_LETTERS[width]}", raw, at)
+            if width != _width(max(numbers)) or (not alike and numbers.count(numbers[0]) == n):
+                msg = "texts have a column that is not packed the one way it can be"
+                raise CorruptJournalError(msg)
+            at += width * len(numbers)
+            columns.append(numbers * n if alike else numbers)
         chunks = []
-        for i in range(n):
-            flags, length = values[5 * n + i], values[6 * n + i]
-            head = (end_seq - values[i], values[n + i], values[2 * n + i], values[3 * n + i], values[4 * n + i])
-            if head[0] < 0:
+        for distance, first_ordinal, entries, tokens, attempt, flags, length in zip(*columns, strict=True):
+            head = (end_seq - distance, first_ordinal, entries, tokens, attempt)
+            if distance > end_seq:
                 msg = f"a chunk belongs to task number {head[0]}"
                 raise CorruptJournalError(msg)
             if flags & FLAG_DROPPED:

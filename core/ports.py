@@ -144,8 +144,12 @@ class JournalStore(Protocol):
         """Frames ``first`` to ``last`` (inclusive; ``None`` = the end), in order."""
         ...
 
-    def facts(self, first: int) -> Iterator[tuple[int, int, int, int, bytes]]:
-        """``(frame_no, epoch, first_seq, count, facts)`` from a frame on, without reading texts."""
+    def facts(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, int, int, bytes]]:
+        """``(frame_no, epoch, first_seq, count, facts)`` from a frame on, in order, without reading texts.
+
+        A run of frames without facts may come as one element: the number of its last frame, epoch 0, the seq of its
+        first event and the sum of its counts. A run has no gap; a gap between elements shows in their seqs.
+        """
         ...
 
     def frames_at(self, numbers: Sequence[int]) -> list[Frame]:

@@ -93,9 +93,9 @@ def figures(store: JournalStore) -> dict[str, Any]:
     """Frames, events by name, tasks, tokens and bytes; reads every frame's facts once."""
     names: Counter[str] = Counter()
     frames = events = facts_total = tokens = epochs = 0
-    for _, epoch, _, count, facts in store.facts(1):
-        frames += 1
-        epochs = epoch
+    for frame_no, epoch, _, count, facts in store.facts(1):
+        frames = frame_no
+        epochs = epoch or epochs
         events += count
         for fact in decode_facts(facts):
             facts_total += 1

@@ -74,10 +74,8 @@ def replay(
     load_all()
     head = Head() if head is None else head
     expected = after_frame + 1
-    for frame_no, epoch, first_seq, count, facts in store.facts(after_frame + 1):
-        if upto_frame is not None and frame_no > upto_frame:
-            break
-        if frame_no != expected:
+    for frame_no, epoch, first_seq, count, facts in store.facts(after_frame + 1, upto_frame):
+        if frame_no < expected or (facts and frame_no > expected):
             msg = f"frame {expected} is missing: the next one is {frame_no}"
             raise CorruptJournalError(msg, remedy="`llama-orch journal verify` locates the damage; restore a backup.")
         if first_seq != head.next_seq:
