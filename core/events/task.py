@@ -90,9 +90,9 @@ class TaskAdmitted:
     predicted_start_ms_p90: int = 0
 
 
-@event("task.rejected")
+@event("task.rejected", stream="rejections", key="")
 class TaskRejected:
-    """A request was turned away before the queue."""
+    """A request was turned away before the queue: it never became a task, so all of them share one stream."""
 
     task_id: str
     owner: str

@@ -80,7 +80,7 @@ class AdmissionService:
         self._new_id = new_id
         self._new_seed = new_seed
         #: ids whose earlier use is being looked up
-        self._looking: dict[str, asyncio.Future[None]] = {}
+        self._looking: dict[str, asyncio.Event] = {}
 
     async def submit(
         self,
@@ -98,23 +98,38 @@ class AdmissionService:
         :raises OrchError: why it was refused; the refusal is an event too.
         """
         self._journal.require_ok()
+        if request.task_id is not None:
+            request.task_id = request.task_id.lower()
         digest = request_digest(request) if idempotency_key is not None or request.task_id is not None else ""
         key = hashlib.sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
-        attached = self._attached(caller, key, digest)
-        if attached is None and request.task_id is not None:
-            attached = await self._attached_by_id(request.task_id, caller, digest)
-        if attached is None:
-            try:
-                attached = await self._admit(request, caller, key, digest, correlation, api)
-            except OrchError as error:
-                self._note_rejection(request, caller, correlation, error)
-                raise
-            finally:
-                if request.task_id is not None:
-                    self._looked(request.task_id)
+        try:
+            admission = await self._attach_or_admit(request, caller, key, digest, correlation, api)
+        except OrchError as error:
+            self._note_rejection(request, caller, correlation, error)
+            raise
         if durable:
-            await self._journal.synced(attached.seq)
-        return attached
+            await self._journal.synced(admission.seq)
+        return admission
+
+    async def _attach_or_admit(
+        self, request: TaskRequest, caller: Caller, key: str, digest: str, correlation: str, api: str
+    ) -> Admission:
+        attached = self._attached(caller, key, digest)
+        if attached is not None:
+            return attached
+        task_id = request.task_id
+        if task_id is None:
+            return await self._admit(request, caller, key, digest, correlation, api)
+        while task_id in self._looking:
+            await self._looking[task_id].wait()
+        done = self._looking[task_id] = asyncio.Event()
+        try:
+            attached = await self._attached_by_id(task_id, caller, digest)
+            return attached or await self._admit(request, caller, key, digest, correlation, api)
+        finally:
+            # Also when the caller left: the others must not wait for an answer that nobody looks for.
+            del self._looking[task_id]
+            done.set()
 
     # --- repetitions -----------------------------------------------------------------------------------------
 
@@ -140,17 +155,13 @@ class AdmissionService:
         )
 
     async def _attached_by_id(self, task_id: str, caller: Caller, digest: str) -> Admission | None:
-        while task_id in self._looking:
-            await self._looking[task_id]
         state = self._journal.task(task_id)
         if state is not None:
             owner, known = state.admitted.owner, state.admitted.request_digest
         else:
-            self._looking[task_id] = asyncio.get_running_loop().create_future()
             row = await asyncio.to_thread(self._journal.store.index_row, task_id)
             if row is None:
                 return None
-            self._looked(task_id)
             owner = row.owner
             known = await asyncio.to_thread(self._digest_at, row.admitted_frame, task_id)
         if owner != caller.owner or known != digest:
@@ -161,11 +172,6 @@ class AdmissionService:
     def _digest_at(self, frame_no: int, task_id: str) -> str:
         admitted = fact_at(self._journal.store, frame_no, TaskAdmitted, task_id)
         return admitted.payload.request_digest if admitted else ""
-
-    def _looked(self, task_id: str) -> None:
-        future = self._looking.pop(task_id, None)
-        if future is not None and not future.done():
-            future.set_result(None)
 
     # --- admission -------------------------------------------------------------------------------------------
 
@@ -202,7 +208,7 @@ class AdmissionService:
         if cancels is None:
             streams = self._settings.streams
             cancels = streams.tasks_cancel_on_disconnect if api == "tasks" else streams.compat_cancel_on_disconnect
-        task_id = request.task_id.lower() if request.task_id is not None else self._new_id()
+        task_id = request.task_id or self._new_id()
         event = TaskAdmitted(
             task_id=task_id,
             owner=caller.owner,

@@ -21,8 +21,10 @@ from ..projections.projection import Recorded
 from ..projections.tasks import TaskState
 from .texts import TaskTexts
 
-#: tasks whose frames are dropped in one go
+#: tasks whose frames are dropped in one go, at least
 _COMPACT_TASKS = 64
+#: seconds until a transcript is tried again while the journal cannot be written
+_RETRY_S = 0.2
 #: ended tasks whose frames wait at most
 _COMPACT_BACKLOG = 4096
 
@@ -34,17 +36,19 @@ class Transcripts:
         self._journal = journal
         self._texts = texts
         self._compact = compact
+        #: how many transcribed tasks make a compaction worth while
+        self.compact_from = _COMPACT_TASKS
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         #: entry frames of tasks whose transcript is committed
         self._droppable: OrderedDict[int, list[int]] = OrderedDict()
         self.written = 0
         journal.on_committed(self._note)
+        journal.on_rebuilt(self._take_up)
 
     def start(self) -> None:
         """Begin, with the tasks that ended without a transcript."""
-        for task_id in self._journal.head.tasks.closing:
-            self._queue.put_nowait(task_id)
+        self._take_up()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -60,7 +64,7 @@ class Transcripts:
             elif type(record.payload) is TaskTranscribed:
                 self._journal.streams.pop(record.payload.task_id, None)
         waiting = len(self._droppable)
-        if waiting >= _COMPACT_TASKS and (not self._journal.head.tasks.running or waiting >= _COMPACT_BACKLOG // 2):
+        if waiting >= self.compact_from and (not self._journal.head.tasks.running or waiting >= _COMPACT_BACKLOG // 2):
             # When the engines rest, or when too much waits: rewriting frames is work that nobody waits for.
             if self._queue.empty():
                 self._queue.put_nowait("")
@@ -71,40 +75,49 @@ class Transcripts:
         if state is None:
             return
         stream = self._journal.streams.get(task_id)
-        if not state.entries:
-            self._write(state, [])
-        elif stream is not None and stream.base == 1 and self._journal.status == "ok":
-            self._write(state, [s.batch for s in stream.segments])
-        else:
+        if self._journal.status == "ok" and (not state.entries or (stream is not None and stream.base == 1)):
+            self._write(state, [s.batch for s in stream.segments] if stream is not None else [])
+        if task_id in self._journal.head.tasks.closing:
+            self._queue.put_nowait(task_id)
+
+    def _take_up(self) -> None:
+        """Head was rebuilt from disk: transcripts that were on their way may be void."""
+        self._droppable.clear()
+        for task_id in self._journal.head.tasks.closing:
             self._queue.put_nowait(task_id)
 
     async def _run(self) -> None:
         while True:
             task_id = await self._queue.get()
             try:
-                state = self._journal.head.tasks.closing.get(task_id)
-                if state is not None:
-                    await self._journal.committed(self._journal.head.next_seq)
-                    batches = await self._texts.batches(state)
-                    if self._journal.head.tasks.closing.get(task_id) is state:
-                        self._write(state, batches)
+                await self._gather(task_id)
                 if self._queue.empty():
                     await self.compact()
             except JournalUnavailableError:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_RETRY_S)
                 self._queue.put_nowait(task_id)
             except CorruptJournalError as error:
                 # Left as it is: the frames keep what they have, verify names the damage.
                 del error
 
+    async def _gather(self, task_id: str) -> None:
+        """Write one task's transcript from what is in memory and on disk."""
+        state = self._journal.head.tasks.closing.get(task_id)
+        if state is None:
+            return
+        await self._journal.committed(self._journal.head.next_seq)
+        batches = await self._texts.batches(state)
+        if self._journal.head.tasks.closing.get(task_id) is state:
+            self._write(state, batches)
+
     def _write(self, state: TaskState, batches: list[EntryBatch]) -> None:
-        body = b""
-        if batches:
-            joined = join(batches)
-            if len(joined) != state.entries:
-                self._queue.put_nowait(state.task_id)
-                return
-            body = pack_transcript(Transcript(epochs=state.epochs, batch=joined))
+        """Append the transcript, unless entries are missing: then the frames keep what they have.
+
+        :raises JournalUnavailableError: the journal cannot be written now.
+        """
+        if sum(len(batch) for batch in batches) != state.entries:
+            return
+        body = pack_transcript(Transcript(epochs=state.epochs, batch=join(batches))) if batches else b""
         assert state.ended is not None
         event = TaskTranscribed(
             task_id=state.task_id,
@@ -127,11 +140,7 @@ class Transcripts:
             transcript_frame=self._journal.next_frame if body else 0,
             entry_frames=pack_frame_numbers(state.entry_frames),
         )
-        try:
-            self._journal.append_transcript(state, event, body, row)
-        except JournalUnavailableError:
-            self._queue.put_nowait(state.task_id)
-            return
+        self._journal.append_transcript(state, event, body, row)
         self.written += 1
         if self._compact and state.entry_frames:
             self._droppable[state.task_no] = state.entry_frames
@@ -143,7 +152,7 @@ class Transcripts:
 
         A frame is rewritten once all tasks with entries in it are transcribed, so that each is written once.
         """
-        if len(self._droppable) < _COMPACT_TASKS:
+        if len(self._droppable) < self.compact_from:
             return 0
         numbers = sorted({n for frames in self._droppable.values() for n in frames})
         live = {s.task_no for s in self._journal.head.tasks.by_no.values()}
@@ -161,7 +170,9 @@ class Transcripts:
             return out
 
         self._droppable.clear()
+        epoch = self._journal.epoch
         changed = await asyncio.to_thread(rewritten)
-        if changed:
+        # Were head rebuilt meanwhile, a transcript that these frames shall give way to may be void.
+        if changed and epoch == self._journal.epoch:
             self._journal.stage_rewrites(changed)
         return len(changed)

@@ -231,12 +231,20 @@ class Stage:
 
     # --- doing things --------------------------------------------------------------------------------------------
 
-    def submit(self, prompt: str = "hello", *, key: str | None = None, owner: str = "local", **fields: Any) -> Admission:
+    def submit(
+        self, prompt: str = "hello", *, key: str | None = None, owner: str = "local", **fields: Any
+    ) -> Admission:
         """Submit a task and wait until it is durable."""
         return self.run(self.submitting(prompt, key=key, owner=owner, **fields))
 
     def submitting(
-        self, prompt: str = "hello", *, key: str | None = None, owner: str = "local", durable: bool = True, **fields: Any
+        self,
+        prompt: str = "hello",
+        *,
+        key: str | None = None,
+        owner: str = "local",
+        durable: bool = True,
+        **fields: Any,
     ) -> Any:
         """A submission that has not begun."""
         api = fields.pop("api", "tasks")
