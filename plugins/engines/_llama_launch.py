@@ -15,6 +15,8 @@ PACKAGE: Final = "xllamacpp"
 DEFAULT_SLOTS: Final = 4
 #: with ``ctx: 0`` all slots together get no more than this, unless the model's context alone is larger
 DEFAULT_CTX_TOTAL: Final = 32_768
+#: below this size threads cost more than they bring: they wait for each other at every layer, by spinning
+SMALL_MODEL_BYTES: Final = 64 * 1024 * 1024
 #: keys of ``provisioning.options`` and the server's arguments for them; all take whole numbers
 OPTIONS: Final[dict[str, str]] = {
     "batch": "--batch",
@@ -92,8 +94,9 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--parallel", str(slots), "--ctx", str(ctx * slots)),
     ]
-    if config.get("threads"):
-        argv += ["--threads", str(int(config["threads"]))]
+    threads = int(config.get("threads") or 0) or (1 if path.stat().st_size < SMALL_MODEL_BYTES else 0)
+    if threads:
+        argv += ["--threads", str(threads)]
     if config.get("alias"):
         argv += ["--alias", str(config["alias"])]
     for key, value in sorted((config.get("options") or {}).items()):

@@ -156,16 +156,6 @@ class Recorder:
         self._changed.set()
 
 
-def run(test: Coroutine[Any, Any, T]) -> T:
-    """Run an asynchronous test on a loop of its own, for not longer than the patience allows."""
-
-    async def bounded() -> T:
-        async with asyncio.timeout(2 * PATIENCE_S):
-            return await test
-
-    return asyncio.run(bounded())
-
-
 class EngineContract:
     """What every engine plugin must do. Inherit it, and give the fixture ``engine``."""
 
@@ -179,6 +169,19 @@ class EngineContract:
     obeys_schema: ClassVar[bool] = True
     #: it says which slots are in use
     tells_slots: ClassVar[bool] = True
+
+    #: makes the event loop; llama-orch itself runs on uvloop's
+    loop_factory: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None
+
+    def run(self, test: Coroutine[Any, Any, T]) -> T:
+        """Run an asynchronous test on a loop of its own, for not longer than the patience allows."""
+
+        async def bounded() -> T:
+            async with asyncio.timeout(2 * PATIENCE_S):
+                return await test
+
+        with asyncio.Runner(loop_factory=type(self).loop_factory) as runner:
+            return runner.run(bounded())
 
     @pytest.fixture
     def engine(self) -> OpenEngine:
@@ -213,7 +216,7 @@ class EngineContract:
                 assert 0 < properties.ctx <= 4096
                 assert it.name
 
-        run(test())
+        self.run(test())
 
     def test_metrics_are_numbers(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -222,7 +225,7 @@ class EngineContract:
                     assert name
                     assert isinstance(value, (int, float))
 
-        run(test())
+        self.run(test())
 
     # --- streams
 
@@ -237,7 +240,7 @@ class EngineContract:
                 assert sink.start.prompt_tokens == end.prompt_tokens > 0
                 assert sink.count >= 1
 
-        run(test())
+        self.run(test())
 
     def test_max_tokens_is_kept_and_every_token_counted(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -248,7 +251,7 @@ class EngineContract:
                     end = await sink.end()
                     assert (end.finish_reason, end.tokens, sink.tokens) == ("length", limit, limit)
 
-        run(test())
+        self.run(test())
 
     def test_batches_are_well_formed_and_survive_packing(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -266,7 +269,7 @@ class EngineContract:
                     for value in batch.logprobs or ():
                         assert value == "" or (float(value) <= 0 and math.isfinite(float(value)))
 
-        run(test())
+        self.run(test())
 
     def test_characters_of_several_tokens_arrive_whole(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -277,7 +280,7 @@ class EngineContract:
                 assert sink.tokens == end.tokens
                 assert sink.text.encode().decode() == sink.text
 
-        run(test())
+        self.run(test())
 
     def test_the_same_seed_says_the_same_on_every_slot_and_another_something_else(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -294,7 +297,7 @@ class EngineContract:
                 assert said[8, 0] == said[8, 1]
                 assert said[7, 0] != said[8, 0]
 
-        run(test())
+        self.run(test())
 
     def test_a_stop_string_ends_the_stream_before_it(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -310,7 +313,7 @@ class EngineContract:
                 assert sink.text == free.text[: free.text.index(self.stop_text)]
                 assert sink.tokens == end.tokens
 
-        run(test())
+        self.run(test())
 
     def test_a_continued_stream_goes_on_behind_its_prefix(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -323,7 +326,7 @@ class EngineContract:
                 assert end.prompt_tokens > plain.prompt_tokens
                 assert continued.tokens == 4
 
-        run(test())
+        self.run(test())
 
     def test_a_json_schema_is_obeyed(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -335,7 +338,7 @@ class EngineContract:
                 if self.obeys_schema:
                     assert sink.text.strip() in ("true", "false")
 
-        run(test())
+        self.run(test())
 
     def test_several_streams_run_side_by_side(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -348,7 +351,7 @@ class EngineContract:
                     end = await sink.end()
                     assert sink.tokens == end.tokens
 
-        run(test())
+        self.run(test())
 
     def test_a_paused_stream_is_silent_and_goes_on_without_loss(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -365,7 +368,7 @@ class EngineContract:
                 end = await paused.end()
                 assert paused.tokens == end.tokens == 100
 
-        run(test())
+        self.run(test())
 
     # --- cancel
 
@@ -385,7 +388,7 @@ class EngineContract:
                 assert sink.breaches == []
                 assert sink.outcome is None
 
-        run(test())
+        self.run(test())
 
     @covers("CAN-1")
     def test_a_cancel_before_the_first_word_and_one_from_within_the_sink_are_kept(self, engine: OpenEngine) -> None:
@@ -410,7 +413,7 @@ class EngineContract:
                 assert early.breaches == []
                 assert within.breaches == []
 
-        run(test())
+        self.run(test())
 
     @covers("CAN-1")
     def test_a_cancel_is_idempotent_and_harmless_after_the_end(self, engine: OpenEngine) -> None:
@@ -423,7 +426,7 @@ class EngineContract:
                     await self._cancel(handle, sink)
                 assert sink.breaches == []
 
-        run(test())
+        self.run(test())
 
     def test_closing_the_engine_ends_what_waits_on_it(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -436,7 +439,7 @@ class EngineContract:
                 async with asyncio.timeout(PATIENCE_S):
                     assert await handle.slot_free() == "engine-gone"
 
-        run(test())
+        self.run(test())
 
     # --- refusals and faults
 
@@ -450,7 +453,7 @@ class EngineContract:
                 assert failure.message
                 assert await handle.slot_free() == "slot-free"
 
-        run(test())
+        self.run(test())
 
     def test_every_fault_is_a_failure_of_its_kind(self, engine: OpenEngine) -> None:
         async def test(prompt: str, kind: str) -> None:
@@ -463,7 +466,7 @@ class EngineContract:
                     assert await handle.slot_free() in ("slot-free", "engine-gone")
 
         for prompt, kind in self.faults.values():
-            run(test(prompt, kind))
+            self.run(test(prompt, kind))
 
     # --- tokens and chats
 
@@ -476,7 +479,7 @@ class EngineContract:
                 it.generate(self.job(self.prompt(16), max_tokens=1), sink)
                 assert (await sink.end()).prompt_tokens == len(ids)
 
-        run(test())
+        self.run(test())
 
     def test_a_chat_is_rendered_with_every_message(self, engine: OpenEngine) -> None:
         async def test() -> None:
@@ -492,7 +495,7 @@ class EngineContract:
                 assert places == sorted(places)
                 assert prompt == await it.render_chat(chat)
 
-        run(test())
+        self.run(test())
 
     # --- inside
 

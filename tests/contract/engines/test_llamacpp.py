@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+import uvloop
 
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.testing.engines import EngineContract
@@ -60,3 +61,9 @@ class TestLlamaCppThatSaysBytes(TestLlamaCpp):
 
     stop_text = "a"
     variant = "bytes"
+
+
+class TestLlamaCppOnUvloop(TestLlamaCpp):
+    """On the event loop that the server uses."""
+
+    loop_factory = staticmethod(uvloop.new_event_loop)

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+import uvloop
 
 from llama_orch.plugins.engines._mock_machine import Machine
 from llama_orch.plugins.engines._mock_server import MockServer
@@ -45,3 +46,9 @@ class TestLlamaCppOnMockServer(EngineContract):
             server.stop()
 
         return opened
+
+
+class TestLlamaCppOnMockServerOnUvloop(TestLlamaCppOnMockServer):
+    """On the event loop that the server uses."""
+
+    loop_factory = staticmethod(uvloop.new_event_loop)

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+import uvloop
 
 from llama_orch.plugins.engines.mock import MockEngine
 from llama_orch.plugins.testing.engines import EngineContract
@@ -40,3 +41,9 @@ class TestMockEngine(EngineContract):
             await engine.close()
 
         return opened
+
+
+class TestMockEngineOnUvloop(TestMockEngine):
+    """On the event loop that the server uses."""
+
+    loop_factory = staticmethod(uvloop.new_event_loop)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from llama_orch.core.ports import EngineProperties, LaunchPlan
 from llama_orch.core.settings import PoolSettings, ProvisioningSettings, Settings
@@ -123,10 +124,11 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(test: Callable[[], Any]) -> None:
-    """Run an asynchronous test, bounded in time."""
+    """Run an asynchronous test, bounded in time, on the event loop that the server uses."""
 
     async def bounded() -> None:
         async with asyncio.timeout(2 * PATIENCE_S):
             await test()
 
-    asyncio.run(bounded())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bounded())
