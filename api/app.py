@@ -98,7 +98,8 @@ def create_app(
     app.add_error_handler(Exception, defect)
     app.add_error_handler(falcon.HTTPError, of_falcon)
     app.add_error_handler(OrchError, known)
-    return Edge(app, Gate(settings.allowed_hosts, settings.allowed_origins), new_id, shapes)
+    gate = Gate(settings.allowed_hosts, settings.allowed_origins)
+    return Edge(app, gate, new_id=new_id, body_limit=settings.limits.body_bytes, shapes=shapes)
 
 
 def _allowed(error: falcon.HTTPError) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 from falcon.asgi import App
 
-from ..core.errors import ForbiddenError, OrchError
+from ..core.errors import OrchError, RequestError
 from .connection import AsgiConnection, Receive, Send
 from .gate import Gate
 from .problems import body_of
+from .requests import too_large
 from .streaming import drive
 
 _log = logging.getLogger("llama_orch.api")
@@ -28,13 +29,23 @@ class Edge:
     """The application as a server runs it.
 
     :param new_id: makes a correlation id for requests that bring none.
+    :param body_limit: most bytes of a body.
     :param shapes: how errors of a path are written, where not in our own shape.
     """
 
-    def __init__(self, app: App[Any, Any], gate: Gate, new_id: Callable[[], str], shapes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        app: App[Any, Any],
+        gate: Gate,
+        *,
+        new_id: Callable[[], str],
+        body_limit: int,
+        shapes: Mapping[str, str],
+    ) -> None:
         self._app = app
         self._gate = gate
         self._new_id = new_id
+        self._body_limit = body_limit
         self._shapes = shapes
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -46,11 +57,14 @@ class Edge:
             await self._app(scope, receive, send)
             return
         correlation = request_id = b""
+        length = 0
         for name, value in scope["headers"]:
             if name == b"x-correlation-id":
                 correlation = value if _CORRELATION(value) else b""
             elif name == b"x-request-id":
                 request_id = value if _CORRELATION(value) else b""
+            elif name == b"content-length":
+                length = int(value)  # the server saw to it that it is a number
         if not correlation:
             correlation = request_id or self._new_id().encode()
         scope["llama_orch.correlation"] = correlation.decode()
@@ -67,7 +81,10 @@ class Edge:
 
         try:
             self._gate.check(scope["headers"])
-        except ForbiddenError as error:
+            if length > self._body_limit:
+                # Falcon would wait for the body's first piece before it looked at anything.
+                raise too_large(length, self._body_limit)
+        except RequestError as error:
             await self._refuse(error, scope, answer)
             return
         connection = scope.get("llama_orch.connection")

@@ -184,7 +184,11 @@ class EventLog:
     def _rejected(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskRejected = record.payload
         fields = {"task_id": event.task_id, "model_id": event.model_ref, "code": event.code}
-        return "warning", fields, f"A task for {event.model_ref} was refused ({event.code}): {event.reason}"
+        return (
+            "warning",
+            fields,
+            f"A task for {event.model_ref} was refused ({event.code}): {event.reason.rstrip('.')}.",
+        )
 
     def _placed(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskPlaced = record.payload
@@ -200,7 +204,8 @@ class EventLog:
             "fallback_used": decision.fallback_used,
             "decision_reason": decision.decision_reason,
         }
-        return "info", fields, f"Task {event.task_id} goes to pool {event.pool_id}: {decision.decision_reason}"
+        reason = decision.decision_reason.rstrip(".")
+        return "info", fields, f"Task {event.task_id} goes to pool {event.pool_id}: {reason}."
 
     def _started(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskStarted = record.payload
@@ -218,7 +223,11 @@ class EventLog:
     def _attempt_failed(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskAttemptFailed = record.payload
         fields = self._task(event.task_id) | {"pool_id": event.pool_id, "attempt": event.attempt, "code": event.code}
-        return "warning", fields, f"Attempt {event.attempt} of task {event.task_id} broke off: {event.message}"
+        return (
+            "warning",
+            fields,
+            f"Attempt {event.attempt} of task {event.task_id} broke off: {event.message.rstrip('.')}.",
+        )
 
     def _cancelled(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskCancelled = record.payload
@@ -239,7 +248,7 @@ class EventLog:
             fields["code"] = event.code
         self._tasks.pop(event.task_id, None)
         if event.outcome == "failed":
-            return "warning", fields, f"Task {event.task_id} failed ({event.code}): {event.message}"
+            return "warning", fields, f"Task {event.task_id} failed ({event.code}): {event.message.rstrip('.')}."
         human = f"Task {event.task_id} {event.outcome} with {event.tokens_out} tokens in {event.decode_ms} ms."
         return "info", fields, human
 

@@ -141,7 +141,7 @@ def _described(schema: dict[str, Any], kind: type[msgspec.Struct] | None) -> dic
     comments = field_comments(kind) if kind is not None else {}
     spelled = {f.encode_name: f.name for f in msgspec.structs.fields(kind)} if kind is not None else {}
     for name, below in schema.get("properties", {}).items():
-        comment = comments.get(spelled.get(name, name))
+        comment = comments.get(spelled.get(name) or name)
         if comment is not None:
             below["description"] = comment
     return schema

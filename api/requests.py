@@ -33,19 +33,16 @@ async def read_body(req: Request, limit: int) -> bytes:
     """The whole body.
 
     :param limit: most bytes it may have.
-    :raises PayloadTooLargeError: it has more, by its own word or by count.
+    :raises PayloadTooLargeError: it has more, whatever its Content-Length said.
     """
-    length = req.content_length
-    if length is not None and length > limit:
-        raise _too_large(length, limit)
-    stream = req.stream
-    first: bytes = await stream.read(limit + 1)
-    if len(first) > limit:
-        raise _too_large(len(first), limit)
-    return first
+    body: bytes = await req.stream.read(limit + 1)
+    if len(body) > limit:
+        raise too_large(len(body), limit)
+    return body
 
 
-def _too_large(length: int, limit: int) -> PayloadTooLargeError:
+def too_large(length: int, limit: int) -> PayloadTooLargeError:
+    """The error for a body of more than ``limit`` bytes."""
     msg = f"the body has {length} bytes or more, at most {limit} are taken"
     return PayloadTooLargeError(msg, field="body", got=length, limit_bytes=limit)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from .live_server import LiveServer
 
-CHAT: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "say something"}]
+CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "say something"}]
 
 
 @pytest.fixture
