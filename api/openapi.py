@@ -139,7 +139,7 @@ def _structs(types: list[type[msgspec.Struct]]) -> dict[str, type[msgspec.Struct
 def _described(schema: dict[str, Any], kind: type[msgspec.Struct] | None) -> dict[str, Any]:
     """A struct's schema with the comments of its fields."""
     comments = field_comments(kind) if kind is not None else {}
-    spelled = {f.encode_name: f.name for f in msgspec.structs.fields(kind)} if kind is not None else {}
+    spelled: dict[str, str] = {f.encode_name: f.name for f in msgspec.structs.fields(kind)} if kind is not None else {}
     for name, below in schema.get("properties", {}).items():
         comment = comments.get(spelled.get(name) or name)
         if comment is not None:

@@ -46,7 +46,11 @@ def test_the_server_answers_the_document_that_it_is_held_against(shared: LiveSer
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
+)
 def test_every_route_answers_as_described(case: schemathesis.Case, shared: LiveServer) -> None:
     if isinstance(case.body, dict):
         # Half of the requests name the model that is there, so that they get beyond the look-up.
