@@ -21,7 +21,7 @@ from ._relational import (
 )
 
 
-def _compiled(statement: sa.ClauseElement, names: Sequence[str]) -> str:
+def compiled(statement: sa.ClauseElement, names: Sequence[str]) -> str:
     """SQL of a statement whose positional parameters are ``names``, in that order."""
     compiled = statement.compile(dialect=dialect.dialect(paramstyle="qmark"))
     positions: list[str] = getattr(compiled, "positiontup", None) or []
@@ -32,21 +32,20 @@ def _compiled(statement: sa.ClauseElement, names: Sequence[str]) -> str:
 
 
 _upsert = dialect.insert(task_index)
-INSERT_FRAME = _compiled(
+INSERT_FRAME = compiled(
     dialect.insert(frames).from_select(FRAME_COLUMNS, frame_source(lock_writer=False)),
     [*FRAME_COLUMNS, "own_partition", "own_epoch", "previous_no"],
 )
-INSERT_BODY = _compiled(dialect.insert(bodies).on_conflict_do_nothing(), BODY_COLUMNS)
-UPSERT_INDEX = _compiled(
+INSERT_BODY = compiled(dialect.insert(bodies).on_conflict_do_nothing(), BODY_COLUMNS)
+UPSERT_INDEX = compiled(
     _upsert.on_conflict_do_update(
         index_elements=["task_no"], set_={n: _upsert.excluded[n] for n in INDEX_COLUMNS if n != "task_no"}
     ),
     INDEX_COLUMNS,
 )
-UPDATE_TEXTS = _compiled(
-    sa.update(frames).values(texts=sa.bindparam("new")).where(frames.c.frame_no == sa.bindparam("number")),
-    ["new", "number"],
-)
+SELECT_FRAME = compiled(sa.select(frames).where(frames.c.frame_no == sa.bindparam("number")), ["number"])
+DELETE_FRAME = compiled(sa.delete(frames).where(frames.c.frame_no == sa.bindparam("number")), ["number"])
+REPEAT_FRAME = compiled(sa.insert(frames), FRAME_COLUMNS)
 
 
 def frame_row(frame: Frame, own_epoch: int) -> tuple[Any, ...]:

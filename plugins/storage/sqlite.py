@@ -41,7 +41,17 @@ from ._files import FileLock, identity, rescue, sync_directory
 from ._head import HeadFile, read_head
 from ._relational import PARTITION, SELECT_EPOCH, SELECT_TAIL, RelationalReader, writer
 from ._sqlite_errors import commit_failure, open_failure
-from ._sqlite_statements import INSERT_BODY, INSERT_FRAME, UPDATE_TEXTS, UPSERT_INDEX, body_row, frame_row, index_row
+from ._sqlite_statements import (
+    DELETE_FRAME,
+    INSERT_BODY,
+    INSERT_FRAME,
+    REPEAT_FRAME,
+    SELECT_FRAME,
+    UPSERT_INDEX,
+    body_row,
+    frame_row,
+    index_row,
+)
 
 _OPTIONS = {
     "wal_bytes": 64 * 1024 * 1024,
@@ -282,7 +292,10 @@ class SqliteStore(RelationalReader):
         for row in unit.index:
             raw.execute(UPSERT_INDEX, index_row(row))
         for number, texts in unit.rewrites:
-            raw.execute(UPDATE_TEXTS, (texts, number))
+            # An UPDATE would leave the row's old page as empty as it makes it; this way SQLite joins such pages.
+            row = raw.execute(SELECT_FRAME, (number,)).fetchone()
+            raw.execute(DELETE_FRAME, (number,))
+            raw.execute(REPEAT_FRAME, (*row[:-1], texts))
         raw.execute("COMMIT")
         return inserted
 
