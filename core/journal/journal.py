@@ -55,8 +55,10 @@ _RUNNING: str = TaskPhase.RUNNING
 class Journal(Observed):
     """The journal of one partition, with its head, on one event loop.
 
-    :param make_committer: who commits where commits block; :param make_durability: who syncs; :param urandom: source
-        of the salts. All three have defaults; tests bring their own.
+    :param make_committer: who commits where commits block.
+    :param make_durability: who syncs.
+    :param urandom: source of the salts.
+    :param monotonic: seconds, to measure commits and the window between them.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class Journal(Observed):
         make_committer: MakeCommitter = CommitThread,
         make_durability: MakeDurability = Syncer,
         urandom: Callable[[int], bytes] = os.urandom,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         load_all()
         self._make_committer = make_committer
         self._make_durability = make_durability
         self._urandom = urandom
+        self._monotonic = monotonic
         self._store = store
         self._clock = clock
         self._options = options
@@ -370,7 +374,7 @@ class Journal(Observed):
             wait = 0.0
         else:
             window = min(self._options.window_s, running * 0.00025)
-            wait = window - (time.monotonic() - self._last_commit)
+            wait = window - (self._monotonic() - self._last_commit)
         if wait <= 0.0005:
             self._flush_is_timer = False
             self._flush_handle = self._loop.call_soon(self._flush)
@@ -391,7 +395,7 @@ class Journal(Observed):
     def _commit(self, sealed: SealedUnit) -> None:
         if self._inflight is not sealed or self.status in ("closed", "fenced", "reopening"):
             return
-        self._last_commit = time.monotonic()
+        self._last_commit = self._monotonic()
         self._committing = True
         if self._commit_thread is not None:
             self._commit_thread.submit(sealed.unit, partial(self._on_commit, sealed))
@@ -402,7 +406,7 @@ class Journal(Observed):
         self._committing = False
         if self._inflight is not sealed or self.status in ("closed", "fenced"):
             return
-        now = time.monotonic()
+        now = self._monotonic()
         self.commit_seconds.append(now - self._last_commit)
         if self._lost_error is not None and not isinstance(error, FencedError):
             self._lose(sealed, self._lost_error)

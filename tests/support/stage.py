@@ -68,6 +68,7 @@ class Stage:
         ready: bool = True,
         pending_bytes: int = 16_777_216,
         buffer_bytes: int = 262_144,
+        window_s: float = 0.0,
         ctx: int = 4096,
     ) -> None:
         self.loop = StepLoop()
@@ -83,10 +84,12 @@ class Stage:
         self.ready_at_start = ready
         self._pending_bytes = pending_bytes
         self._buffer_bytes = buffer_bytes
+        self._window_s = window_s
         self.fatal: list[JournalError] = []
         #: facts as observers were told of them, over all lives of the server
         self.told: list[Recorded] = []
         self.committer: HandCommitter | None = None
+        self.syncer: HandSyncer | None = None
         self.up = False
         self.readers: list[Reader] = []
         self.start()
@@ -96,7 +99,12 @@ class Stage:
     def start(self) -> None:
         """Start the server on the disk."""
         self.store = MemoryStore(self.disk, inline=not self.by_hand)
-        options = JournalOptions(version="1", pending_bytes=self._pending_bytes, buffer_bytes=self._buffer_bytes)
+        options = JournalOptions(
+            version="1",
+            window_s=self._window_s,
+            pending_bytes=self._pending_bytes,
+            buffer_bytes=self._buffer_bytes,
+        )
         self.journal = self.loop.do(self._make_journal(options))
         self.up = True
         self.loop.create_task(self.journal.open())
@@ -136,6 +144,7 @@ class Stage:
             make_committer=committer,
             make_durability=syncer,
             urandom=self._salt,
+            monotonic=self.loop.time,
         )
         journal.on_fatal(self.fatal.append)
         journal.on_committed(self.told.extend)
@@ -226,6 +235,10 @@ class Stage:
 
     def advance(self, seconds: float) -> None:
         """Time passes, on the clocks and on the loop."""
+        while self.by_hand and seconds > 0.05:
+            self.loop.advance(0.05)
+            self.settle()
+            seconds -= 0.05
         self.loop.advance(seconds)
         self.settle()
 

@@ -103,8 +103,6 @@ def test_a_repetition_attaches_while_the_transcript_is_on_its_way() -> None:
             stage.turn()
             stage.commit()
             assert again.result().task_id == task_id
-            stage.commit()
-            stage.turn()
             if info.done():
                 assert info.result().task_id == task_id
         stage.settle()
