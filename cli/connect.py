@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
+_LOOK_AGAIN_S = 0.02
+#: causes of a pool that is on its way
+_STARTING = frozenset({"", "starting", "loading", "not ready"})
 #: what a server for one call says, in its data directory
 SERVER_LOG = "temporary-server.log"
 
@@ -66,7 +69,9 @@ def client_or_own_server(options: argparse.Namespace, shell: Shell) -> Iterator[
     from . import server_file
 
     loaded = loaded_from(options, shell)
-    if server_file.read(loaded.data_dir) is not None and (client := client_of(options, shell)).ready():
+    if server_file.read(loaded.data_dir) is not None:
+        client = client_of(options, shell)
+        _await_pools(client, shell)
         yield client
         return
     shell.status("starting a server for this call …")
@@ -112,34 +117,80 @@ def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[C
 
 
 def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, log: Path, shell: Shell) -> Client:
-    import subprocess
-
+    """A client for the server on the data directory: the child, or one that was quicker."""
     from . import server_file
     from .client import Client
 
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        found = server_file.read(loaded.data_dir)
-        if found is not None:
-            client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
-            if client.ready():
-                return client
-        if found is None and child.poll() is not None:
+    while (found := server_file.read(loaded.data_dir)) is None:
+        if child.poll() is not None:
             raise CliError(
                 "the server for this call did not start",
                 remedy=f"It said: {_last_words(log)}",
                 status=child.returncode if child.returncode in exits.MEANINGS and child.returncode else exits.FAILED,
             )
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"the server for this call was not up after {_START_TIMEOUT_S:g} s",
+                remedy=f"Its log is {log}; its last words: {_last_words(log)}",
+                status=exits.REFUSED,
+            )
+        time.sleep(_LOOK_AGAIN_S)
+    client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
+    _await_pools(client, shell)
+    return client
+
+
+def _await_pools(client: Client, shell: Shell) -> None:
+    """Wait while no pool is ready and one still starts.
+
+    :raises CliError: none will be, with the cause and the advice of the first; or it takes too long.
+    """
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
         try:
-            child.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
-        time.sleep(0.02)
-    raise CliError(
-        f"the server for this call was not ready after {_START_TIMEOUT_S:g} s",
-        remedy=f"Its log is {log}; its last words: {_last_words(log)}",
+            client.get("/readyz")
+            return
+        except CliError as error:
+            told = error.details
+            if error.status != exits.REFUSED or not isinstance(told.get("pools"), dict):
+                raise
+        causes: dict[str, str] = told["pools"]  # type: ignore[assignment]
+        if not any(cause in _STARTING for cause in causes.values()) and told.get("journal") == "ok":
+            raise _no_pool(client, causes)
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"no pool was ready after {_START_TIMEOUT_S:g} s ({_listed(causes)})",
+                remedy="`llama-orch status` shows how they get on; large models take their time.",
+                status=exits.REFUSED,
+                code="POOL_UNREADY",
+            )
+        shell.status(f"waiting for a pool ({_listed(causes)}) …")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _no_pool(client: Client, causes: dict[str, str]) -> CliError:
+    if not causes:
+        return CliError(
+            "the server has no pool",
+            remedy="Add one to its configuration.",
+            status=exits.REFUSED,
+            code="POOL_UNAVAILABLE",
+        )
+    pool_id = min(causes)
+    last = (client.get(f"/v1/pools/{pool_id}/health") or {}).get("last_error") or {}
+    why = f"{last.get('cause', causes[pool_id])}: {last.get('detail', '')}".rstrip(": ")
+    return CliError(
+        f"no pool is ready; {pool_id} is not because of {why}",
+        remedy=last.get("advice") or "`llama-orch status` shows all pools; the server's log says more.",
         status=exits.REFUSED,
+        code="POOL_UNREADY",
+        pool_id=pool_id,
     )
+
+
+def _listed(causes: dict[str, str]) -> str:
+    return ", ".join(f"{pool}: {cause}" for pool, cause in sorted(causes.items()))
 
 
 def _last_words(log: Path, lines: int = 4) -> str:

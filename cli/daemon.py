@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .. import __version__
+from llama_orch import __version__  # pyright knows no relative name for the root of the folders
+
 from ..core.errors import JournalError, JournalLockedError, JournalUnavailableError
 from . import exits, server_file
 from .config import Loaded, make_data_directory

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NoReturn
 
-from .. import __version__
+from llama_orch import __version__  # pyright knows no relative name for the root of the folders
+
 from .command import Command, commands
 from .exits import MEANINGS, UsageError
 

@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -96,7 +96,9 @@ class Home:
     def popen(self, *arguments: str, **named: Any) -> subprocess.Popen[bytes]:
         """A call that goes on."""
         environ = {**self.environ, **named.pop("environ", {})}
-        return subprocess.Popen([*COMMAND, *arguments], cwd=self.root, env=environ, **named)
+        return cast(
+            "subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], cwd=self.root, env=environ, **named)
+        )
 
     def call(self, *arguments: str, stdin: bytes | str = b"", environ: Mapping[str, str] | None = None) -> Done:
         """A call in a pipe."""
