@@ -16,9 +16,6 @@ import msgspec
 from .errors import CorruptJournalError
 from .types import Entry
 
-#: most entries in one packed batch (a 16-bit count in the frame's directory)
-MAX_BATCH_ENTRIES = 65_535
-
 
 class EntryBatch(msgspec.Struct, gc=False, array_like=True, omit_defaults=True):
     """Entries in columns. Lengths: every column that is not ``None`` has one element per entry, except

@@ -16,8 +16,6 @@ Workload = Literal["completion", "chat", "embedding", "rerank"]
 Priority = Literal["interactive", "batch"]
 Determinism = Literal["strict", "best_effort"]
 Recovery = Literal["strict", "continue", "none"]
-#: how a task ended
-Outcome = Literal["completed", "cancelled", "failed"]
 
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
 Text = Annotated[str, Meta(max_length=16_000_000)]

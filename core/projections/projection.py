@@ -9,7 +9,7 @@ import msgspec
 
 H = TypeVar("H", bound=Callable[..., None])
 
-_FOLDS: dict[Callable[..., None], tuple[type, ...]] = {}
+_FOLDS: dict[object, tuple[type, ...]] = {}
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):

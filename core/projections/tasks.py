@@ -49,7 +49,6 @@ class TaskState(msgspec.Struct, gc=False, kw_only=True):
     entry_frames: list[int] = []
     frame_ordinals: list[int] = []
     frame_tokens: list[int] = []
-    last_failure: str = ""
     #: attempts that broke off by an engine's fault
     failures: int = 0
     ended: TaskEnded | None = None
@@ -152,7 +151,6 @@ class Tasks(Projection):
             self.running -= 1
         state.phase = TaskPhase.QUEUED
         state.pool_id = ""
-        state.last_failure = event.code
         if event.code not in ("restart", "diverged"):
             state.failures += 1
 

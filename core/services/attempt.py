@@ -89,11 +89,6 @@ class Attempt:
         self.resumed_at = entries
         self.recovery_used = "continue"
 
-    @property
-    def behind(self) -> bool:
-        """Whether it has not yet repeated all the text that the journal holds."""
-        return bool(self._expected)
-
     # --- AttemptSink -----------------------------------------------------------------------------------------
 
     def started(self, start: AttemptStart) -> None:
