@@ -329,6 +329,6 @@ def start_logging(
     root = logging.getLogger()
     root.handlers[:] = [LogHandler(log)]
     root.setLevel(LEVELS[level])
-    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "alembic"):
         logging.getLogger(noisy).setLevel(max(LEVELS[level], logging.WARNING))
     return log

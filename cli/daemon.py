@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -98,7 +98,7 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as undo:
             listener = undo.enter_context(contextlib.closing(loopback_socket(settings.bind)))
             self._catch_signals()
-            log = start_logging(settings.log.level, settings.log.format, loop=asyncio.get_running_loop())
+            log = start_logging(settings.log.level, self._log_form(), loop=asyncio.get_running_loop())
             undo.callback(log.flush)
             journal = await self._open_journal(log)
             undo.push_async_callback(journal.close)
@@ -127,6 +127,12 @@ class _Daemon:
         if self._lost:
             raise CliError(self._lost, remedy="`llama-orch status` shows whether another server took over.")
         return exits.OK
+
+    def _log_form(self) -> Literal["json", "human"]:
+        """What is configured; else sentences where a person reads, JSON lines where a program does."""
+        if self._loaded.origin("log.format") == "default" and self._shell.stderr.isatty():
+            return "human"
+        return self._loaded.settings.log.format
 
     # --- composing -----------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ def _brief(payload: dict[str, Any]) -> str:
     """The fields of an event that fit on a line."""
     parts = []
     for name, value in payload.items():
-        if isinstance(value, (str, int)) and value not in ("", 0) and not name.endswith(("_id", "_digest", "_ns")):
+        if isinstance(value, (str, int)) and value not in ("", 0) and not name.endswith(("_id", "digest", "_ns")):
             text = str(value)
             parts.append(f"{name}={text if len(text) <= 40 else text[:39] + '…'}")
     return " ".join(parts)

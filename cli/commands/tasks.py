@@ -159,7 +159,7 @@ def tasks(options: argparse.Namespace, shell: Shell) -> int:
 
 def _show_task(task: dict[str, Any], shell: Shell) -> None:
     for name, value in task.items():
-        if value not in (None, "", {}, []) and name != "text":
+        if value not in (None, "", {}, [], -1) and name != "text":
             shown = (
                 _clock_time(value)
                 if name.endswith("_ms") and name.removesuffix("_ms") in {"created", "started", "ended"}
