@@ -271,6 +271,10 @@ class LiveItems:
         """Whether the end was handed out, or the reader had seen it before."""
         return self._done
 
+    def _broke(self) -> bool:
+        """Whether the journal was lost under the stream."""
+        return self._stream.broken is not None
+
     async def aclose(self) -> None:
         """Stop listening; idempotent."""
         self._done = True
@@ -283,6 +287,9 @@ class LiveItems:
         """What is committed and not yet taken."""
         state, stream = self._state, self._stream
         items: list[StreamItem] = []
+        if stream.broken is not None:
+            # Head was or will be rebuilt from disk: what this reader knows of the task may be void.
+            return items
         if self._ordinal == 0 and state.started is not None and state.started_frame <= self._journal.committed_frame:
             items.append(Started(state.started_epoch, state.started))
             self._ordinal = 1
@@ -290,6 +297,8 @@ class LiveItems:
             segments = stream.from_ordinal(self._ordinal)
             if segments is None:
                 segments = await self._behind()
+                if self._broke():
+                    return []
             for segment in segments:
                 items.append(_from(segment, self._ordinal))
                 self._ordinal = segment.end_ordinal

@@ -348,7 +348,8 @@ def test_a_reader_that_slept_through_a_reopening_sees_nothing_that_was_voided() 
 def test_a_reader_that_waited_for_a_voided_start_does_not_see_it() -> None:
     with on_stage() as stage:
         task_id = stage.submit().task_id
-        reader = stage.reader(task_id, stalled=True, progress=True)
+        reader = stage.reader(task_id, stalled=True, heartbeat_ms=1_000)
+        stage.advance(1.1)
         stage.disk.commits.append("lost")
         stage.attempt(task_id).start(prompt_tokens=99)
         stage.settle()
@@ -357,8 +358,9 @@ def test_a_reader_that_waited_for_a_voided_start_does_not_see_it() -> None:
         stage.attempt(task_id).start(prompt_tokens=7)
         stage.settle()
         reader.go()
-        if not reader.connected:
-            reader.connect()
+        assert isinstance(reader.error, JournalUnavailableError)
+        reader.connect()
+        assert reader.beats == 1
         assert reader.started is not None
         assert reader.started.prompt_tokens == 7
         assert len(stage.payloads(TaskStarted)) == 1
