@@ -1,0 +1,143 @@
+"""How llama.cpp's server is started, what its log means, and which weights it runs."""
+
+import hashlib
+import re
+import struct
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_orch.plugins import ConfigError
+from llama_orch.plugins.engines._gguf import GgufError, read_head
+from llama_orch.plugins.engines._llama_identity import engine_version, file_digest, model_digest
+from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, plan
+from llama_orch.plugins.engines.llamacpp import Meta
+
+from ...engines.tiny_gguf import Shape, write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "m.gguf", Shape(layers=1, words=50))
+
+
+def value_of(argv, option):
+    return argv[argv.index(option) + 1]
+
+
+def test_a_plan_starts_the_packages_server_on_loopback_without_a_shell(model):
+    planned = plan({"model_path": str(model), "port": 4711, "slots": 3, "ctx": 500, "alias": "m"})
+    assert planned.argv[:3] == (sys.executable, "-m", "llama_orch.pools.llamacpp_server")
+    assert planned.url == "http://127.0.0.1:4711"
+    assert value_of(planned.argv, "--host") == "127.0.0.1"
+    assert value_of(planned.argv, "--parallel") == "3"
+    assert value_of(planned.argv, "--ctx") == "1500", "the server divides its context by its slots"
+    assert value_of(planned.argv, "--alias") == "m"
+    assert value_of(planned.argv, "--threads") == "1", "a small model"
+
+
+@pytest.mark.parametrize("slots, ctx, total", [(0, 0, 4 * 2048), (2, 0, 2 * 2048), (64, 0, 64 * 512), (1, 10, 10)])
+def test_without_a_context_each_slot_gets_the_models_within_reason(model, slots, ctx, total):
+    planned = plan({"model_path": str(model), "port": 1, "slots": slots, "ctx": ctx})
+    assert value_of(planned.argv, "--ctx") == str(total)
+
+
+def test_options_of_the_plugin_become_arguments_and_others_are_refused_by_name(model):
+    planned = plan({"model_path": str(model), "port": 1, "options": {"batch": 64, "gpu_layers": 0}})
+    assert value_of(planned.argv, "--batch") == "64"
+    assert value_of(planned.argv, "--gpu-layers") == "0"
+    for wrong in ({"bach": 64}, {"batch": "64"}, {"batch": True}):
+        with pytest.raises(ConfigError) as caught:
+            plan({"model_path": str(model), "port": 1, "options": wrong})
+        assert caught.value.field == f"provisioning.options.{next(iter(wrong))}"
+
+
+def test_a_model_that_is_missing_or_none_is_told_before_anything_starts(tmp_path):
+    for content in (None, b"", b"GGUF", b"not a model at all", b"GGUF" + struct.pack("<IQQ", 9, 0, 0)):
+        path = tmp_path / "m.gguf"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            plan({"model_path": str(path), "port": 1})
+        assert caught.value.field == "model"
+        assert caught.value.what_to_do
+
+
+@pytest.mark.parametrize(
+    "line, cause",
+    [
+        ("ModuleNotFoundError: No module named 'xllamacpp'", "missing-package"),
+        ("error: missing-package: No module named xllamacpp", "missing-package"),
+        ("ImportError: libgomp.so.1: cannot open shared object file: No such file or directory", "missing-library"),
+        ("error: port-taken: 127.0.0.1:1: Address already in use", "port-taken"),
+        ("E llama_init_from_model: failed to initialize the context: std::bad_alloc", "out-of-memory"),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "out-of-memory"),
+        (
+            "E llama_model_load: error loading model: llama_model_loader: failed to load model from bad.gguf",
+            "bad-model",
+        ),
+    ],
+)
+def test_a_line_of_the_log_names_its_cause(line, cause):
+    found = next(found for pattern, found, advice in LOG_CAUSES if re.search(pattern, line) and advice)
+    assert found == cause
+
+
+def test_the_version_is_the_builds_own_or_the_packages():
+    assert engine_version("b4711-abc", "1.2") == "b4711-abc"
+    assert engine_version("b0-unknown", "1.2") == "xllamacpp 1.2"
+    assert engine_version("", "1.2") == "xllamacpp 1.2"
+    assert engine_version("b0-unknown", "") == "b0-unknown"
+    assert engine_version("", "") == "unknown"
+
+
+def test_weights_are_told_by_their_file_where_it_can_be_read(model, tmp_path):
+    digest = f"sha256:{hashlib.sha256(model.read_bytes()).hexdigest()}"
+    assert file_digest(model) == digest
+    meta = Meta(n_params=5, size=model.stat().st_size // 2)
+    assert model_digest(str(model), "127.0.0.1", "m", meta) == digest
+    # A file of that name here says nothing about a server that runs elsewhere, nor does one that is too small.
+    for path, host, told in (
+        (str(model), "10.0.0.1", meta),
+        (str(tmp_path / "absent"), "127.0.0.1", meta),
+        ("m.gguf", "127.0.0.1", meta),
+        (str(model), "127.0.0.1", Meta(n_params=5, size=model.stat().st_size * 2)),
+    ):
+        assert model_digest(path, host, "m", told).startswith("meta:")
+    assert model_digest("", "x", "m", meta) != model_digest("", "x", "m", Meta(n_params=6))
+
+
+def test_a_file_that_changed_has_another_digest(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    first = file_digest(path)
+    path.write_bytes(b"three")
+    assert file_digest(path) != first
+
+
+def test_the_head_of_a_model_says_context_and_tokenizer(model, tmp_path):
+    head = read_head(model)
+    assert head.context_length == 2048
+    assert head.metadata["general.architecture"] == "llama"
+    assert head.metadata["tokenizer.ggml.bos_token_id"] == 1
+    same = write_model(tmp_path / "a.gguf", Shape(layers=1, words=50, seed=8), template="{{ messages }}")
+    other = write_model(tmp_path / "b.gguf", Shape(layers=1, words=51))
+    assert read_head(same).tokenizer_digest == head.tokenizer_digest, "neither weights nor template are the tokenizer"
+    assert read_head(other).tokenizer_digest != head.tokenizer_digest
+
+
+@given(st.data())
+def test_a_damaged_head_is_refused_and_never_more(model, tmp_path_factory, data):
+    raw = bytearray(model.read_bytes()[:40_000])
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1) | st.integers(0, 300))
+        raw[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    path = tmp_path_factory.mktemp("damaged") / "m.gguf"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    try:
+        head = read_head(path)
+    except GgufError:
+        return
+    assert head.tokenizer_digest.startswith("sha256:")
