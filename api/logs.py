@@ -97,7 +97,7 @@ class EventLog:
         self._journal: Any = None
         #: fields of tasks that have not ended
         self._tasks: dict[str, Fields] = {}
-        self._said: dict[type, Callable[[Recorded], tuple[str, Fields, str] | None]] = {
+        self._said: dict[type, Callable[[Recorded], tuple[str, Fields, str]]] = {
             TaskAdmitted: self._admitted,
             TaskRejected: self._rejected,
             TaskPlaced: self._placed,
@@ -111,6 +111,10 @@ class EventLog:
             ServerStarted: self._server_started,
             ServerStopped: self._server_stopped,
         }
+        if self._level > LEVELS["info"]:
+            # Nothing but these can be a warning; composing the others would cost each task for nothing.
+            kept = (TaskRejected, TaskAttemptFailed, TaskEnded, PoolUnready)
+            self._said = {kind: say for kind, say in self._said.items() if kind in kept}
 
     def subscribe(self, journal: Any) -> None:
         """Log what a journal commits from here on."""
@@ -123,10 +127,7 @@ class EventLog:
             say = self._said.get(type(record.payload))
             if say is None:
                 continue
-            said = say(record)
-            if said is None:
-                continue
-            level, fields, human = said
+            level, fields, human = say(record)
             if LEVELS[level] < self._level:
                 continue
             if record.correlation:
@@ -236,6 +237,8 @@ class EventLog:
 
     def _ended(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskEnded = record.payload
+        if event.outcome != "failed" and self._level > LEVELS["info"]:
+            return "info", {}, ""
         fields = self._task(event.task_id) | {
             "outcome": event.outcome,
             "finish_reason": event.finish_reason,

@@ -65,6 +65,8 @@ class OrchProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._part = IDLE
         self._header_bytes = 0
+        #: more bytes came at once than headers may have
+        self._much = False
         self._cycles: list[tuple[RequestResponseCycle, CycleConnection]] = []
         if len(self.connections) > self.limits.connections:
             self._refuse(
@@ -86,6 +88,7 @@ class OrchProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._much = len(data) > self.limits.header_bytes
         super().data_received(data)
         if self._part == IDLE:
             if self._timer is not None:
@@ -107,7 +110,7 @@ class OrchProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._part = BODY
         self._header_bytes = 0
-        if sum(len(n) + len(v) for n, v in self.headers) + len(self.url) > self.limits.header_bytes:
+        if self._much and sum(len(n) + len(v) for n, v in self.headers) + len(self.url) > self.limits.header_bytes:
             self._too_long()
             msg = "headers too long"
             raise ValueError(msg)  # stops the parser
