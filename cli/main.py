@@ -87,6 +87,8 @@ def _os_error(error: OSError) -> CliError:
 
 def _tell(shell: Shell, error: CliError) -> int:
     with contextlib.suppress(OSError, ValueError):
+        shell.stdout.flush()  # what was done comes before why it ended
+    with contextlib.suppress(OSError, ValueError):
         shell.error(error)
     return error.status
 

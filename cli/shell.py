@@ -101,6 +101,7 @@ class Shell:
     def note(self, text: str) -> None:
         """A remark on standard error; not with --quiet or --json."""
         self.clear_status()
+        self.stdout.flush()
         if not self.quiet and not self.as_json:
             self.stderr.write(self._safe(text, self.stderr) + "\n")
             self.stderr.flush()

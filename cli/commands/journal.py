@@ -199,7 +199,7 @@ def verify(options: argparse.Namespace, shell: Shell) -> int:
             f"also checked: {report.bodies} texts, {report.transcripts} transcripts, the state that the events fold to"
         )
     for what in report.unproven:
-        shell.note(f"not proven: {what}")
+        shell.line(f"not proven: {what}")
     return exits.OK if report.ok else exits.FAILED
 
 
