@@ -163,7 +163,8 @@ class Journal(Observed):
         self._lost_error = None
         self.committed_seq = self.synced_seq = tail.next_seq
         self.committed_frame = tail.frame_no
-        self.streams.clear()
+        # Readers that came while the store was reopened look at what was: they have to come again.
+        self._break_streams(self._unavailable(outcome_unknown=True))
         self.leaving.clear()
         self._ends_to_sync.clear()
         self._set_status("ok", "")

@@ -156,8 +156,8 @@ class Dispatcher:
 
     def _launch(self, task_id: str, number: int, lease_id: str, slot: int, error: OrchError | None) -> None:
         """The placement is committed: send the task to its engine, unless it ended meanwhile."""
-        if error is not None:
-            return
+        if error is not None or self._journal.status == "reopening":
+            return  # recovery takes it up from what is on disk
         state = self._journal.head.tasks.live.get(task_id)
         if state is None or state.attempt != number or state.phase != TaskPhase.PLACED:
             if lease_id in self._journal.head.leases.by_id:

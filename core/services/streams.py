@@ -139,11 +139,13 @@ class Streams:
         cursor = parse_cursor(after)
         state = self._journal.task(task_id)
         if state is not None:
+            # An acceptance that could still be lost is not streamed; meanwhile head may have been rebuilt.
+            await self._journal.committed(state.task_no + 1)
+            state = self._journal.task(task_id)
+        if state is not None:
             if owner is not None and state.admitted.owner != owner:
                 raise not_found(task_id)
             ended = state.ended
-            # An acceptance that could still be lost is not streamed.
-            await self._journal.committed(state.task_no + 1)
             check_cursor(
                 cursor,
                 state.started_epoch,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from ..errors import CorruptJournalError
 from ..events.task import TaskAdmitted, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.history import fact_at, facts_of
 from ..journal.journal import Journal
@@ -63,6 +66,10 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+def _newest_first(state: TaskState) -> int:
+    return -state.task_no
+
+
 def _usage(ended: TaskEnded | None, started: TaskStarted | None, tokens_out: int) -> Usage:
     prompt = ended.prompt_tokens if ended is not None else (started.prompt_tokens if started else 0)
     return Usage(prompt, ended.cached_tokens if ended else 0, tokens_out, prompt + tokens_out)
@@ -83,17 +90,43 @@ class TaskQueries:
 
     async def get(self, task_id: str, caller: Caller, *, text: bool = True) -> TaskInfo:
         """A task. :raises NotFoundError: there is none, or it is somebody else's."""
-        state = self._journal.task(task_id)
+        state = await self._held(task_id, caller)
+        if state is not None and (not text or state.ended is None):
+            return self._info(state, None)
         if state is not None:
-            if state.admitted.owner != caller.owner:
-                raise not_found(task_id)
-            joined = None
-            if text and state.ended is not None:
-                joined = plain_text(await self._texts.batches(state))
-            return self._info(state, joined)
+            try:
+                return self._info(state, plain_text(await self._texts.batches(state)))
+            except CorruptJournalError:
+                # Compacted while we were reading: the transcript has it all.
+                del state
         row = await self._row(task_id, caller)
         await self._journal.synced(self._journal.committed_seq)
         return await self._ended_info(row, text=text)
+
+    async def _held(self, task_id: str, caller: Caller) -> TaskState | None:
+        """A task in memory, once the journal holds what will be told of it; ``None``: it is not there (any more).
+
+        :raises NotFoundError: it is somebody else's.
+        :raises JournalUnavailableError: the journal does not hold it yet, and cannot be written.
+        """
+        while (state := self._journal.task(task_id)) is not None:
+            if state.admitted.owner != caller.owner:
+                raise not_found(task_id)
+            if not await self._wait_for([state]):
+                return state
+        return None
+
+    async def _wait_for(self, states: Sequence[TaskState]) -> bool:
+        """Wait until acceptances are committed and ends durable; whether there was anything to wait for."""
+        journal = self._journal
+        accepted = max((s.task_no + 1 for s in states), default=0)
+        ended = max((s.ended_seq + 1 for s in states if s.ended is not None), default=0)
+        if accepted <= journal.committed_seq and ended <= journal.synced_seq:
+            return False
+        journal.require_ok()
+        await journal.committed(accepted)
+        await journal.synced(ended)
+        return True
 
     @staticmethod
     def _terminal(stream: LiveStream) -> bool:
@@ -257,20 +290,22 @@ class TaskQueries:
         """Tasks, newest first, and the cursor of the next page ("" at the end)."""
         head = self._journal.head
         before_no = int(before) if before else 0
-        found: list[tuple[int, TaskInfo]] = []
-        for task_no in sorted(head.tasks.by_no, reverse=True):
-            one = head.tasks.by_no[task_no]
-            if before_no and task_no >= before_no:
+        chosen: list[TaskState] = []
+        leaving = sorted(self._journal.leaving.values(), key=_newest_first)
+        # Tasks are in head in the order of their numbers.
+        for one in heapq.merge(reversed(head.tasks.by_no.values()), leaving, key=_newest_first):
+            if before_no and one.task_no >= before_no:
                 continue
             if one.admitted.owner != caller.owner or (model_ref and one.admitted.model_ref != model_ref):
                 continue
             if session_id and one.admitted.session_id != session_id:
                 continue
-            info = self._info(one, None)
-            if not state or info.state == state:
-                found.append((task_no, info))
-            if len(found) >= limit:
+            if not state or state == (one.phase if one.ended is None else one.ended.outcome):
+                chosen.append(one)
+            if len(chosen) >= limit:
                 break
+        await self._wait_for(chosen)
+        found = [(one.task_no, self._info(one, None)) for one in chosen]
         rows: list[IndexRow] = []
         if state not in ("queued", "placed", "running"):
             wanted = IndexFilter(
