@@ -40,16 +40,19 @@ def transcript_at(store: JournalStore, frame_no: int, task_no: int) -> Transcrip
 
 
 def segments_in(frames: Sequence[Frame], task_no: int, first_token: int) -> list[Segment]:
-    """A task's entries in these frames, in order.
+    """A task's entries in these frames, each of which holds some, in order.
 
     :param first_token: index of the first token in the first of the frames.
     :raises CorruptJournalError: a chunk's text is gone (it was compacted meanwhile).
     """
     segments = []
     for frame in frames:
-        for chunk in decode_texts(frame.texts, frame.end_seq):
-            if chunk.task_no != task_no or chunk.is_transcript:
-                continue
+        chunks = decode_texts(frame.texts, frame.end_seq)
+        mine = [chunk for chunk in chunks if chunk.task_no == task_no and not chunk.is_transcript]
+        if not mine:  # only the frame's root is left
+            msg = f"frame {frame.frame_no}: the entries of this task were compacted"
+            raise CorruptJournalError(msg)
+        for chunk in mine:
             if chunk.body is None:
                 msg = f"frame {frame.frame_no}: the entries of this task were compacted"
                 raise CorruptJournalError(msg)

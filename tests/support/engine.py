@@ -21,6 +21,8 @@ from llama_orch.core.ports import (
 )
 from llama_orch.core.types import Entry
 
+from .loop import StepLoop
+
 
 class ScriptedAttempt:
     """A running job, and its handle."""
@@ -39,12 +41,9 @@ class ScriptedAttempt:
     @contextmanager
     def _on_loop(self) -> Iterator[AttemptSink]:
         """The sink, as it is called on the event loop's thread."""
-        before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self._loop)
-        try:
+        assert isinstance(self._loop, StepLoop)
+        with self._loop.inside():
             yield self._sink
-        finally:
-            asyncio._set_running_loop(before)
 
     # --- what the test lets it do --------------------------------------------------------------------------------
 

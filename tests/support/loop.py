@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -85,6 +86,16 @@ class StepLoop(asyncio.SelectorEventLoop):
 
     def _due(self) -> bool:
         return any(not t.cancelled() and t.when() <= self._now_s for t in self._scheduled)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """As if called by the loop, for what runs on its thread without awaiting."""
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(before)
 
     def timers(self) -> list[asyncio.TimerHandle]:
         """Timers that were not cancelled."""

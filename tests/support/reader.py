@@ -88,7 +88,8 @@ class Reader:
         was = self.connected
         self.cut()
         if self._attached and was:
-            self._stage.services.readers.detach(self.task_id, Caller(), gone=True)
+            with self._stage.loop.inside():
+                self._stage.services.readers.detach(self.task_id, Caller(), gone=True)
 
     def cut(self) -> None:
         """The connection is gone."""
