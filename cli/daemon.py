@@ -115,9 +115,11 @@ class _Daemon:
                 api_version=__version__,
             )
             self._declare(journal, services)
-            undo.push_async_callback(self._close_services, journal, services)
-            services.start()
+            undo.callback(self._note_stop, journal)
             undo.push_async_callback(pools.stop, kill_engines=True)
+            # Attempts are given up before their engines are: the next start takes them up as after a crash.
+            undo.push_async_callback(services.close)
+            services.start()
             await pools.start(settings, services.pools)
             undo.push_async_callback(Snapshots(journal, loaded).close)
             self._watch_input(journal)
@@ -210,10 +212,10 @@ class _Daemon:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    async def _close_services(self, journal: Journal, services: Services) -> None:
+    @staticmethod
+    def _note_stop(journal: Journal) -> None:
         from ..core.events.server import ServerStopped
 
-        await services.close()
         with contextlib.suppress(JournalUnavailableError):
             journal.append([ServerStopped(epoch=journal.epoch)], actor="server", correlation="")
 

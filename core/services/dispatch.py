@@ -73,6 +73,7 @@ class Dispatcher:
         self._rendered: dict[str, tuple[str, str]] = {}
         #: tasks whose next attempt has to continue instead of regenerate, because repeating them diverged
         self._continue: set[str] = set()
+        self._closed = False
         journal.on_rebuilt(self._on_rebuilt)
         journal.on_status(self._on_status)
         journal.on_relief(self._on_relief)
@@ -81,7 +82,7 @@ class Dispatcher:
 
     def pump(self, group: str) -> None:
         """Place as many of a group's tasks as can be placed now, in order."""
-        if self._journal.status != "ok":
+        if self._journal.status != "ok" or self._closed:
             return
         head = self._journal.head
         while (queue := head.queue.groups.get(group)) is not None:
@@ -506,6 +507,7 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Stop all attempts; their tasks stay in the journal and go on at the next start."""
+        self._closed = True
         for attempt in self.attempts.values():
             attempt.stop()
         for task in list(self._tasks):
