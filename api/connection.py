@@ -27,6 +27,10 @@ class Connection(Protocol):
         """Call back once when the client leaves (at once when it has left); ``None`` takes the wish back."""
         ...
 
+    def begin(self) -> None:
+        """Send the answer's head now: its body comes bit by bit."""
+        ...
+
     async def write(self, data: bytes) -> None:
         """Send a piece of the body, and wait while the client does not take more."""
         ...
@@ -67,6 +71,9 @@ class AsgiConnection:
         self.lost = True
         if self._callback is not None:
             self._callback()
+
+    def begin(self) -> None:
+        return  # it was sent
 
     def writable(self) -> bool:
         return False

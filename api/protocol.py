@@ -15,17 +15,57 @@ from .problems import RouteError, body_of
 
 #: pipelined requests that may wait behind one; reading goes on so that a disconnect is heard
 PIPELINED = 16
+CONTINUE = b"HTTP/1.1 100"
 #: what of a request is being read
 IDLE, HEADERS, BODY = "", "headers", "body"
+
+
+class HeadWithBody:
+    """A transport that holds an answer's head back until the first piece of its body, so that both leave in one call.
+
+    uvloop sends each write at once: head and body apart are two system calls, and two wake-ups of the client.
+    """
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        #: "" = nothing was written yet, ``None`` = the head is out
+        self._head: bytes | None = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Hold the head; write everything after it."""
+        head = self._head
+        if head is None or data.startswith(CONTINUE):
+            self._transport.write(data)
+        elif not head:
+            self._head = data
+        else:
+            self._head = None
+            self._transport.write(head + data)
+
+    def flush(self) -> None:
+        """Write the head by itself: the body comes later."""
+        head, self._head = self._head, None
+        if head:
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Close after what was held."""
+        self.flush()
+        self._transport.close()
 
 
 class CycleConnection:
     """The connection behind one request under :class:`OrchProtocol`."""
 
-    __slots__ = ("_callback", "_cycle", "lost")
+    __slots__ = ("_callback", "_flow", "_head", "_transport", "lost")
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    def __init__(self, cycle: RequestResponseCycle, head: HeadWithBody) -> None:
+        self._transport = cycle.transport
+        self._flow = cycle.flow
+        self._head = head
         self._callback: Lost | None = None
         self.lost = False
 
@@ -40,19 +80,21 @@ class CycleConnection:
         if self._callback is not None:
             self._callback()
 
+    def begin(self) -> None:
+        self._head.flush()
+
     def writable(self) -> bool:
-        return not (self.lost or self._cycle.flow.write_paused)
+        return not (self.lost or self._flow.write_paused)
 
     def write_now(self, data: bytes) -> None:
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def write(self, data: bytes) -> None:
-        cycle = self._cycle
         if self.lost:
             return
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        if cycle.flow.write_paused:
-            await cycle.flow.drain()
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if self._flow.write_paused:
+            await self._flow.drain()
 
 
 class OrchProtocol(HttpToolsProtocol):
@@ -123,7 +165,10 @@ class OrchProtocol(HttpToolsProtocol):
         self._part = IDLE
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        connection = CycleConnection(cycle)
+        head = HeadWithBody(cycle.transport)
+        connection = CycleConnection(cycle, head)
+        if cycle.scope["method"] != "HEAD":  # which has no body that the head could wait for
+            cycle.transport = head  # type: ignore[assignment]
         vars_of_scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
         vars_of_scope["llama_orch.connection"] = connection
         if self._cycles:

@@ -64,6 +64,7 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
     render, write = renderer.render, connection.write
     final = b""
     try:
+        connection.begin()
         connection.on_lost(task.cancel)
         if isinstance(plan.items, LiveItems):
             plan.items.fast = _direct(render, connection)
