@@ -170,8 +170,9 @@ class EngineContract:
     #: it says which slots are in use
     tells_slots: ClassVar[bool] = True
 
-    #: makes the event loop; llama-orch itself runs on uvloop's
-    loop_factory: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that each test runs on; llama-orch itself uses uvloop's."""
+        return asyncio.new_event_loop()
 
     def run(self, test: Coroutine[Any, Any, T]) -> T:
         """Run an asynchronous test on a loop of its own, for not longer than the patience allows."""
@@ -180,7 +181,7 @@ class EngineContract:
             async with asyncio.timeout(2 * PATIENCE_S):
                 return await test
 
-        with asyncio.Runner(loop_factory=type(self).loop_factory) as runner:
+        with asyncio.Runner(loop_factory=self.new_loop) as runner:
             return runner.run(bounded())
 
     @pytest.fixture

@@ -66,4 +66,5 @@ class TestLlamaCppThatSaysBytes(TestLlamaCpp):
 class TestLlamaCppOnUvloop(TestLlamaCpp):
     """On the event loop that the server uses."""
 
-    loop_factory = staticmethod(uvloop.new_event_loop)
+    def new_loop(self):
+        return uvloop.new_event_loop()

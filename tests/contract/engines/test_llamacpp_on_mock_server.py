@@ -51,4 +51,5 @@ class TestLlamaCppOnMockServer(EngineContract):
 class TestLlamaCppOnMockServerOnUvloop(TestLlamaCppOnMockServer):
     """On the event loop that the server uses."""
 
-    loop_factory = staticmethod(uvloop.new_event_loop)
+    def new_loop(self):
+        return uvloop.new_event_loop()

@@ -46,4 +46,5 @@ class TestMockEngine(EngineContract):
 class TestMockEngineOnUvloop(TestMockEngine):
     """On the event loop that the server uses."""
 
-    loop_factory = staticmethod(uvloop.new_event_loop)
+    def new_loop(self):
+        return uvloop.new_event_loop()

@@ -188,7 +188,9 @@ def test_an_answer_that_is_none_is_told_as_what_it_is(run, answer, kind):
             await handler.until(lambda: handler.status or handler.outcome)
             if handler.outcome is None:
                 # The server closes when it is asked once more, on the same connection.
-                next(iter(client._open))._transport.write(b"GET / HTTP/1.1\r\n\r\n")
+                transport = next(iter(client._open))._transport
+                assert transport is not None
+                transport.write(b"GET / HTTP/1.1\r\n\r\n")
             assert await handler.over() == kind
 
     run(test)
