@@ -26,9 +26,14 @@ def _code(error: BaseException) -> int:
     return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether SQLite did nothing, for a reason that may pass."""
+    return _code(error) in _REFUSED
+
+
 def commit_failure(raw: sqlite3.Connection, error: sqlite3.Error) -> StoreRefusedError | StoreUnknownError:
     """The error of a commit; a transaction that is still open is rolled back."""
-    refused = _code(error) in _REFUSED
+    refused = is_refused(error)
     try:
         if raw.in_transaction:
             raw.execute("ROLLBACK")
@@ -45,6 +50,6 @@ def open_failure(error: BaseException, path: Path) -> Exception:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if _code(error) in _BROKEN:
         return CorruptJournalError(f"{path} is damaged or no SQLite database: {cause}")
-    if _code(error) in _REFUSED:
+    if is_refused(error):
         return StoreRefusedError(f"{path} cannot be used now: {cause}")
     return StoreUnknownError(f"{path} cannot be opened or read: {cause}")

@@ -13,6 +13,7 @@ descriptor of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -40,7 +41,7 @@ from .. import (
 from ._files import FileLock, identity, rescue, sync_directory
 from ._head import HeadFile, read_head
 from ._relational import PARTITION, SELECT_EPOCH, SELECT_TAIL, RelationalReader, writer
-from ._sqlite_errors import commit_failure, open_failure
+from ._sqlite_errors import commit_failure, is_refused, open_failure
 from ._sqlite_statements import (
     DELETE_FRAME,
     INSERT_BODY,
@@ -305,19 +306,21 @@ class SqliteStore(RelationalReader):
         try:
             raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         except sqlite3.Error as error:
-            raise commit_failure(raw, error) from error
+            if not is_refused(error):
+                raise commit_failure(raw, error) from error
 
     def sync(self, target_hash: bytes, seq: int) -> None:
         with self._files:
             self._check_files()
             try:
                 os.fdatasync(self._wal_fd)
-                if self._head is not None:
-                    self._head.write(seq, target_hash)
             except OSError as error:
                 self._sync_failed = True
                 msg = f"the disk did not take the journal's log: {error.strerror}"
                 raise StoreUnknownError(msg) from error
+            if self._head is not None:
+                with contextlib.suppress(OSError):  # the note may lag behind; the journal is on disk without it
+                    self._head.write(seq, target_hash)
 
     def maintain(self) -> None:
         with self._files:
@@ -327,13 +330,20 @@ class SqliteStore(RelationalReader):
                     self._head.sync()
                 if self._checkpointer is None:
                     self._checkpointer = self._connect_writer()
-                _, in_log, copied = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                size = os.fstat(self._wal_fd).st_size
+                page_bytes: int = self._checkpointer.execute("PRAGMA page_size").fetchone()[0]
+                if self._copy_log(self._checkpointer) * page_bytes > self._wal_bytes:
+                    # Copy what came meanwhile too, so that the writer finds little left when it begins the log anew.
+                    self._copy_log(self._checkpointer)
+                    self._restart_due = True
             except (OSError, sqlite3.Error) as error:
                 msg = f"the journal's log cannot be copied into its database: {error}"
-                raise StoreUnknownError(msg) from error
-        if size > self._wal_bytes and 2 * copied >= in_log:
-            self._restart_due = True
+                raise (StoreRefusedError(msg) if is_refused(error) else StoreUnknownError(msg)) from error
+
+    @staticmethod
+    def _copy_log(connection: sqlite3.Connection) -> int:
+        """Copy what the log holds into the database, beside readers and the writer. Answers the log's pages."""
+        pages: int = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        return pages
 
     def _check_files(self) -> None:
         """:raises StoreUnknownError: the files that are open are no longer those under the journal's names."""

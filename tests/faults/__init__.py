@@ -58,7 +58,7 @@ class FaultFs:
         return {"LD_PRELOAD": str(self._library), "FAULTFS_CONTROL": str(self._control)}
 
     def set(self, mode: Mode, *, path: str = "", ms: int = 0) -> None:
-        """Begin a fault on files whose path contains ``path``; ``ms`` is for DELAY_FSYNC."""
+        """Begin a fault on files whose path contains ``path`` (``"text$"``: ends with it); ``ms`` is for DELAY_FSYNC."""
         part = self._control.with_suffix(".part")
         part.write_text(f"mode={mode}\npath={path}\nms={ms}\n")
         part.replace(self._control)

@@ -8,7 +8,7 @@
  *     mode=EROFS         writes, and opening for writing, fail with EROFS
  *     mode=EIO_FSYNC     fsync and fdatasync fail with EIO
  *     mode=DELAY_FSYNC   fsync and fdatasync take ms= milliseconds longer
- *     path=TEXT          only files whose path contains TEXT
+ *     path=TEXT          only files whose path contains TEXT, or ends with it when a $ stands behind it
  *     ms=NUMBER
  */
 #define _GNU_SOURCE
@@ -77,7 +77,13 @@ static struct fault read_control(void)
 
 static int concerns_path(const struct fault *fault, const char *path)
 {
-    return !fault->path[0] || strstr(path, fault->path) != NULL;
+    size_t n = strlen(fault->path), length = strlen(path);
+
+    if (!n)
+        return 1;
+    if (fault->path[n - 1] == '$') /* the path's end */
+        return length >= n - 1 && !strncmp(path + length - (n - 1), fault->path, n - 1);
+    return strstr(path, fault->path) != NULL;
 }
 
 /* Regular files only: sockets and pipes of the process go on working. */

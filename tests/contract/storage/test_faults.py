@@ -141,6 +141,24 @@ def test_a_checkpoint_that_fails_says_so_and_loses_nothing(start: StartWriter, f
 
 
 @covers("JRN-8")
+def test_a_checkpoint_on_a_full_disk_waits_for_space(start: StartWriter, faults: FaultFs, tmp_path: Path) -> None:
+    writer = start()
+    writer.do("open")
+    for _ in range(8):  # more than wal_bytes, so that the writer would begin the log anew
+        writer.do("big")
+    assert writer.do("maintain") == "maintained"
+    for _ in range(4):
+        writer.do("big")
+    with faults.active("ENOSPC", path="journal.db$"):
+        assert writer.do("maintain") == "StoreRefusedError"
+        assert writer.do("big") == "commit 13"
+        assert writer.do("sync") == "synced"
+    assert writer.do("maintain") == "maintained"
+    assert writer.do("commit") == "commit 14"
+    assert _frames(tmp_path) == 14
+
+
+@covers("JRN-8")
 def test_a_read_only_disk_refuses_to_open(start: StartWriter, faults: FaultFs, tmp_path: Path) -> None:
     first = start()
     first.do("open")
