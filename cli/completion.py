@@ -143,10 +143,9 @@ def _fish(places: list[_Place], names: tuple[str, ...]) -> str:
     lines = ["# fish completion for llama-orch."]
     lines += [
         "function __llama_orch_at",
-        "    set -l words (commandline -opc | string match -v -- '-*')[2..-1]",
-        '    test "$words[1..(math min (count $words), (count $argv))]" = "$argv"',
-        "    or return 1",
-        "    return 0",
+        "    set -l words (commandline -opc | string match -v -- '-*')",
+        "    set -e words[1]",
+        '    string match -q -- "$argv *" "$words "',
         "end",
     ]
     for name in names:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,21 +65,8 @@ def remove(data_dir: Path, pid: int) -> None:
 
 def process_start(pid: int) -> str:
     """When a process began, as an opaque text; "" when there is none (a zombie counts as none)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
-    except FileNotFoundError:
-        return "" if Path("/proc/self").exists() else _start_by_ps(pid)
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    state, ticks = fields[0], fields[19]
-    if state in {"Z", "X"}:
-        return ""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
-    return f"{boot}:{ticks}"
+    from ..pools.identity import process_table
 
-
-def _start_by_ps(pid: int) -> str:  # macOS
-    found = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, started = found.stdout.strip().partition(" ")
-    return "" if found.returncode or state.startswith("Z") else started.strip()
+    table = process_table()
+    ticks = table.start_ticks(pid)
+    return "" if ticks is None else f"{table.boot_id()}:{ticks}"

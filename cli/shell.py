@@ -94,7 +94,12 @@ class Shell:
             table.add_column(name, overflow="fold", no_wrap=name == "TASK")  # ids are copied whole
         for row in shown:
             table.add_row(*(Text(cell) for cell in row))
-        Console(file=self.stdout, no_color=not self.colour, width=_width(self.stdout)).print(table)
+        Console(file=self.stdout, no_color=not self.colour, width=self.width).print(table)
+
+    @property
+    def width(self) -> int:
+        """Columns that a line of the result may have."""
+        return _width(self.stdout)
 
     # --- beside the result ----------------------------------------------------------------------------------------
 

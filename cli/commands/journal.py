@@ -66,7 +66,8 @@ def _show(event: dict[str, Any], shell: Shell) -> None:
         what = f"{event.get('entries', '?')} entries of task number {event.get('task_no', '?')}"
     else:
         what = f"{event['stream']}  {_brief(event['payload'])}"
-    shell.line(f"{event['seq']:>8}  {when:<12}  {event['name']:<20}  {what}")
+    line = f"{event['seq']:>8}  {when:<12}  {event['name']:<20}  {what}"
+    shell.line(line[: shell.width] if shell.at_terminal else line)
 
 
 def _brief(payload: dict[str, Any]) -> str:

@@ -28,6 +28,12 @@ def home(mock_server):
     return mock_server.home
 
 
+@pytest.fixture
+def home_alone(new_server):
+    """A home without a server, without pools."""
+    return new_server({"pools": []}).home
+
+
 def submitted(home, prompt: str, *arguments: str) -> str:
     return home.call("submit", "--raw", prompt, *arguments).out.strip()
 
@@ -357,6 +363,18 @@ def test_a_journal_that_is_no_database_is_told(new_server):
     assert "Traceback" not in done.err
 
 
+def test_a_disk_without_room_for_the_journal_is_told(home_alone):
+    """A limit on the size of files stands in for a full disk."""
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", sys.executable, "-m", "llama_orch.cli.main", "serve", "--bind", "127.0.0.1:0"],
+        env=home_alone.environ, capture_output=True, text=True, cwd=home_alone.root,
+    )  # fmt: skip
+    assert done.returncode == exits.FAILED
+    assert "journal.db cannot be opened" in done.stderr
+    assert "Free disk space" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_killed_server_is_no_server_and_the_next_one_takes_over(new_server):
     server = new_server({"pools": [{"id": "mock", "engine": "mock", "model": "mock"}]}).start()
     task = submitted(server.home, "[[mock tokens=200 rate=50]] long")
@@ -367,8 +385,8 @@ def test_a_killed_server_is_no_server_and_the_next_one_takes_over(new_server):
     server.kill()
     assert server.home.call("status").status == exits.UNREACHABLE
     server.restart()
-    out, _ = reader.communicate(timeout=120)
-    assert reader.returncode == exits.OK
+    out = reader.stdout.read()
+    assert reader.wait(60) == exits.OK
     frames = [json.loads(line) for line in out.splitlines()]
     tokens = [frame for frame in frames if frame["event"] == "token"]
     assert [frame["data"]["i"] for frame in tokens] == list(range(1, 200))
