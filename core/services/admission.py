@@ -28,13 +28,13 @@ from ..journal.history import fact_at
 from ..journal.journal import Journal
 from ..projections.pools import PoolState
 from ..settings import Settings
-from ..types import TaskRequest
+from ..types import PlacementRequest, TaskRequest
 from .bodies import Bodies, body_of, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
 from .estimates import StartEstimate, estimate_start
-from .placement import placement_record
+from .placement import placement_record, unmet_wish
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
@@ -183,6 +183,7 @@ class AdmissionService:
         self._check_placement(request, pools)
         self._check_determinism(request, pools)
         prompt_tokens, exact = await self._check_context(request, pools)
+        self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
         self._journal.require_ok()
         # From here on nothing awaits: what was read is what the event is based on.
         attached = self._attached(caller, key, digest)
@@ -302,10 +303,18 @@ class AdmissionService:
     def _check_determinism(self, request: TaskRequest, pools: list[PoolState]) -> None:
         if request.determinism != "strict":
             return
+        starting = None
         for pool in pools:
             properties = self._engines.properties(pool.declared.pool_id)
-            if pool.slots == 1 and properties is not None and properties.strict_capable:
+            if properties is None and pool.declared.slots in (0, 1):
+                starting = pool.declared
+            elif pool.slots == 1 and properties is not None and properties.strict_capable:
                 return
+        if starting is not None:
+            msg = (
+                f"pool {starting.pool_id!r} is not ready: whether it can guarantee strict determinism is not known yet"
+            )
+            raise PoolUnreadyError(msg, pool_id=starting.pool_id, engine=starting.engine, retry_after_ms=1000)
         msg = "no pool of this model can guarantee strict determinism: that needs a pool with one slot and an engine that can"
         raise InvalidParamsError(
             msg,
@@ -313,6 +322,24 @@ class AdmissionService:
             got="strict",
             remedy="Configure a pool with slots: 1, or send determinism: best_effort.",
         )
+
+    @staticmethod
+    def _check_wishes(request: TaskRequest, pools: list[PoolState], ctx: int) -> None:
+        """Refuse what would wait for ever at the head of the queue."""
+        wish = unmet_wish(
+            pools,
+            engine=request.engine or "",
+            ctx=ctx,
+            strict=request.determinism == "strict",
+            wanted=request.placement or PlacementRequest(),
+        )
+        if wish == "ctx":
+            msg = f"{ctx} tokens are needed, and no pool of {request.model_ref!r} that the task allows has so many"
+            raise ContextExceededError(msg, field="ctx", got=ctx)
+        if wish:
+            msg = f"{wish}: it leaves none of the pools that serve {request.model_ref!r}"
+            got = getattr(request.placement or request, wish.rpartition(".")[2], None)
+            raise InvalidParamsError(msg, field=wish, got=got)
 
     async def _check_context(self, request: TaskRequest, pools: list[PoolState]) -> tuple[int, bool]:
         """Tokens of the prompt, and whether the number is exact.

@@ -49,6 +49,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.journal.on_rebuilt(self._rebuilt)
         self.transcripts.start()
         self.watchdog.start()
+        self.dispatcher.pump_all()
 
     def _rebuilt(self) -> None:
         recover(self.journal, self.dispatcher.watched)

@@ -20,6 +20,7 @@ from ..errors import (
     InvalidParamsError,
     JournalUnavailableError,
     OrchError,
+    PoolUnavailableError,
     WorkerResetError,
 )
 from ..events.lease import LeaseGranted, LeaseReleased
@@ -125,7 +126,12 @@ class Dispatcher:
             self._fail_task(state, error)
             return True
         if decision is None:
-            return False
+            wish = self._placement.hopeless(head, state)
+            if wish:
+                # The configuration changed since its admission: it must not hold up those behind it for ever.
+                msg = f"no pool serves {state.admitted.group!r} as this task asked any more ({wish})"
+                self._fail_task(state, PoolUnavailableError(msg))
+            return bool(wish)
         pool = head.pools.by_id[decision.selected_pool_id]
         slot = head.leases.free_slot(decision.selected_pool_id, pool.slots)
         if slot is None:
@@ -194,7 +200,7 @@ class Dispatcher:
                 prompt = body.prompt or ""
             prefix = await self._texts.text_of(state) if state.entries else ""
         except CorruptJournalError as error:
-            self._abandon(attempt, state, error)
+            self._end_unsent(attempt, state, "failed", "error", error=error)
             return
         except Exception as error:
             # A plugin's fault must not leave the task without an end.
@@ -204,12 +210,14 @@ class Dispatcher:
             return
         self._generate(attempt, engine, state, slot, body, prompt, prefix)
 
-    def _abandon(self, attempt: Attempt, state: TaskState, error: OrchError) -> None:
+    def _end_unsent(self, attempt: Attempt, state: TaskState, outcome: str, finish_reason: str, **how: Any) -> None:
+        """End a task whose attempt never reached its engine."""
         if attempt.done:
             return
         attempt.done = True
         self.attempts.pop(state.task_id, None)
-        if self._follow([self._end(state, "failed", "error", error=error)], state):
+        self._continue.discard(state.task_id)
+        if self._follow([self._end(state, outcome, finish_reason, **how)], state):
             self._release(attempt.lease_id, "never-sent")
 
     def _generate(
@@ -224,8 +232,15 @@ class Dispatcher:
             else:
                 attempt.repeat(prefix, state.entries, state.tokens_out)
         max_tokens = admitted.max_tokens
-        if continued and max_tokens:
-            max_tokens = max(1, max_tokens - state.tokens_out)
+        if continued:
+            if body.grammar or body.json_schema is not None:
+                message = "the task could not be regenerated, and what has to fit a grammar cannot be continued"
+                self._end_unsent(attempt, state, "failed", "error", code="INTERRUPTED", message=message, retriable=True)
+                return
+            if max_tokens and state.tokens_out >= max_tokens:
+                self._end_unsent(attempt, state, "completed", "length", recovery_used="continue")
+                return
+            max_tokens -= state.tokens_out if max_tokens else 0
         if body.messages is not None:
             self._rendered[state.task_id] = (admitted.owner, prompt)
         job = GenerateJob(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from ..events.task import DecisionRecord, FilterRecord, PlacementRecord
@@ -73,6 +75,34 @@ def task_view(state: TaskState, session_pool_id: str) -> TaskView:
     )
 
 
+def unmet_wish(
+    pools: Sequence[PoolState], *, engine: str, ctx: int, strict: bool, wanted: PlacementRequest | PlacementRecord
+) -> str:
+    """Which of a task's wishes leaves none of its group's pools, whatever becomes of them; "" = one may take it.
+
+    What passes by itself (a pool that is not ready, that is full, that was not seen yet) excludes nothing here.
+    """
+    pins = [wanted.pin_pool_id] if wanted.mode == "pin" else None
+    prefers = wanted.prefer_pools if wanted.mode == "prefer" and not wanted.allow_fallback else None
+    mask = wanted.require_device_mask
+    filters: tuple[tuple[str, Callable[[PoolState], bool]], ...] = (
+        ("model_ref", lambda _: True),
+        ("engine", lambda p: not engine or p.declared.engine == engine),
+        ("placement.pin_pool_id", lambda p: pins is None or p.declared.pool_id in pins),
+        ("placement.require_device_mask", lambda p: not mask or p.declared.device_mask == mask),
+        ("placement.prefer_pools", lambda p: not prefers or p.declared.pool_id in prefers),
+        ("placement.avoid_pools", lambda p: p.declared.pool_id not in wanted.avoid_pools),
+        ("determinism", lambda p: not strict or (p.slots or p.declared.slots or 1) == 1),
+        ("ctx", lambda p: p.observed is None or not p.observed.ctx or ctx <= p.observed.ctx),
+    )
+    left = list(pools)
+    for field, keeps in filters:
+        left = [pool for pool in left if keeps(pool)]
+        if not left:
+            return field
+    return ""
+
+
 class Placement:
     """Asks the configured policy; what it cannot know (suspect pools, strict runs) is filtered before."""
 
@@ -93,6 +123,17 @@ class Placement:
                 )
                 for pool in head.pools.serving(group)
             ),
+        )
+
+    def hopeless(self, head: Head, state: TaskState) -> str:
+        """Which of a task's wishes no pool of the configuration can meet; "" = it may wait."""
+        admitted = state.admitted
+        return unmet_wish(
+            head.pools.serving(admitted.group),
+            engine=admitted.engine,
+            ctx=task_view(state, "").ctx_needed,
+            strict=admitted.determinism == "strict",
+            wanted=admitted.placement or PlacementRecord(),
         )
 
     def decide(self, head: Head, state: TaskState, now_ns: int) -> DecisionRecord | None:
