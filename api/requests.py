@@ -58,7 +58,11 @@ def decoder_for(kind: Any) -> Callable[[bytes], Any]:
         try:
             return decode(raw)
         except msgspec.ValidationError as error:
-            raise explain(error, kind, _plain(raw)) from None
+            try:
+                problem = explain(error, kind, _plain(raw))
+            except RecursionError as deep:
+                problem = not_json(raw, deep)
+            raise problem from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise not_json(raw, error) from None
 
@@ -167,7 +171,10 @@ def _short(value: Any) -> Any:
         return value
     if isinstance(value, int):
         return value if abs(value) < 1 << 53 else str(value)[:GOT_CHARS]
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = "deeply nested JSON"
     return text if len(text) <= GOT_CHARS else f"{text[:GOT_CHARS]}… ({len(text)} characters)"
 
 

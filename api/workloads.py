@@ -11,6 +11,8 @@ from .operations import Call
 
 #: most characters of an Idempotency-Key
 KEY_CHARS = 255
+#: how deep a free-form value (a JSON schema, a message's part) may be nested
+DEPTH = 100
 _TEXT_OF = {"completion": "prompt", "chat": "messages"}
 _TEXTS = ("prompt", "messages", "inputs")
 
@@ -52,7 +54,7 @@ def require_sound(request: TaskRequest) -> None:
         msg = "grammar and json_schema exclude each other"
         raise InvalidParamsError(msg, field="json_schema", got="both", expected="one of them")
     if request.json_schema is not None:
-        _require_finite(request.json_schema)
+        _require_plain(request.json_schema, "json_schema")
     for at, message in enumerate(request.messages or ()):
         require_text(message, f"messages.{at}")
 
@@ -69,6 +71,7 @@ def require_text(message: ChatMessage, where: str) -> None:
     if isinstance(content, str):
         return
     for at, part in enumerate(content):
+        _require_plain(part, f"{where}.content.{at}")
         kind = part.get("type")
         if kind != "text" or not isinstance(part.get("text"), str):
             msg = f"{where}.content.{at}: got a part of type {kind!r}; only text parts are served"
@@ -81,14 +84,18 @@ def require_text(message: ChatMessage, where: str) -> None:
             )
 
 
-def _require_finite(value: Any) -> None:
-    pending = [value]
+def _require_plain(value: Any, field: str) -> None:
+    """:raises InvalidParamsError: a free-form value holds numbers that are not finite, or is nested too deeply."""
+    pending = [(value, 0)]
     while pending:
-        one = pending.pop()
+        one, depth = pending.pop()
+        if depth > DEPTH:
+            msg = f"{field}: it is nested more than {DEPTH} levels deep"
+            raise InvalidParamsError(msg, field=field, got="deeply nested JSON", expected=f"at most {DEPTH} levels")
         if isinstance(one, dict):
-            pending += one.values()
+            pending += [(below, depth + 1) for below in one.values()]
         elif isinstance(one, list):
-            pending += one
+            pending += [(below, depth + 1) for below in one]
         elif isinstance(one, float) and not math.isfinite(one):
-            msg = "json_schema: numbers must be finite"
-            raise InvalidParamsError(msg, field="json_schema", got=str(one), expected="finite numbers")
+            msg = f"{field}: numbers must be finite"
+            raise InvalidParamsError(msg, field=field, got=str(one), expected="finite numbers")

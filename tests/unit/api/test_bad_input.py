@@ -235,3 +235,25 @@ def test_no_bytes_are_a_defect(ask: Ask, body: bytes) -> None:
 def test_numbers_of_a_schema_must_be_finite(ask: Ask) -> None:
     body = json.dumps({"model_ref": "m", "prompt": "x", "json_schema": {"maximum": math.inf}}).encode()
     assert ask("POST", "/v1/tasks", body=body).status == 400
+
+
+@pytest.mark.parametrize("depth", [90, 110, 300, 600, 900, 950, 990, 1010])
+@pytest.mark.parametrize("opened, closed", [('{"a":', "}"), ("[", "]")])
+def test_no_depth_of_nesting_is_a_defect(
+    ask: Ask, services: FakeServices, depth: int, opened: str, closed: str
+) -> None:
+    deep = opened * depth + "1" + closed * depth
+    part = f'{{"type":"text","text":"x","more":{deep}}}'
+    for path, body in (
+        ("/v1/tasks", deep),
+        ("/v1/tasks", f'{{"model_ref":"m","prompt":"x","json_schema":{{"a":{deep}}}}}'),
+        ("/v1/tasks", f'{{"model_ref":"m","workload":"chat","messages":[{{"role":"user","content":[{part}]}}]}}'),
+        ("/v1/tasks", f'{{"model_ref":"m","prompt":{deep}}}'),
+        ("/v1/chat/completions", f'{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}'),
+        ("/v1/chat/completions", f'{{"model":"m","messages":[{{"role":"user","content":"x"}}],"metadata":{deep}}}'),
+        ("/v1/chat/completions", f'{{"model":"m","messages":[{{"role":"user","content":"x"}}],"tools":{deep}}}'),
+    ):
+        answer = ask("POST", path, body=body.encode())
+        assert answer.status in {200, 202, 400, 413}
+        if answer.status >= 400:
+            problem_of(answer)

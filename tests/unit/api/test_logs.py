@@ -210,7 +210,7 @@ SECRETS = [
     "ghp_abcdefghijklmnopqrst",
     "xoxb-1234567890-abcdef",
     "glpat-abcdefgh12345",
-    "AKIAIOSFODNN7EXAMPLE",
+    "AKIAIOSFODNN7EXAMPLE",  # scan: allow, the one that stands in manuals
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
     "postgresql://me:hunter2@db/x",
     "https://host/?api_key=hunter2hunter2",
@@ -224,7 +224,7 @@ PLANTED = [
     "ghp_abcdefghijklmnopqrst",
     "xoxb-1234567890-abcdef",
     "glpat-abcdefgh12345",
-    "AKIAIOSFODNN7EXAMPLE",
+    "AKIAIOSFODNN7EXAMPLE",  # scan: allow, the one that stands in manuals
     "eyJzdWIiOiIxIn0",
     "hunter2",
     "hunter2hunter2",
