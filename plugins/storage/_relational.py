@@ -23,8 +23,8 @@ PARTITION = "main"
 _END = 2**62
 #: rows per query while walking frames with their texts
 _PAGE_FRAMES = 128
-#: frames, and frames with facts, per step while walking facts
-_PAGE_RUN = 16_384
+#: frames (about as many as fit SQLite's cache), and frames with facts, per step while walking facts
+_PAGE_RUN = 8192
 _PAGE_FACTS = 512
 #: numbers in one ``IN``
 _PAGE_NUMBERS = 500
