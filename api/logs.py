@@ -217,6 +217,9 @@ class EventLog:
             "tokens_in": event.prompt_tokens,
             "kv_warmth": event.cache_prompt,
         }
+        pool = self._journal.head.pools.by_id.get(event.pool_id) if self._journal is not None else None
+        if pool is not None and pool.observed is not None:
+            fields["ctx"] = pool.observed.ctx
         again = f" ({event.recovery_used})" if event.recovery_used else ""
         human = f"Task {event.task_id} started on pool {event.pool_id} after {event.queue_time_ms} ms{again}."
         return "info", fields, human
@@ -272,7 +275,7 @@ class EventLog:
     @staticmethod
     def _pool_unready(record: Recorded) -> tuple[str, Fields, str]:
         event: PoolUnready = record.payload
-        level = "info" if event.cause in ("starting", "shutdown") else "warning"
+        level = "info" if event.cause in ("starting", "loading", "shutdown") else "warning"
         advice = f" {event.advice}" if event.advice else ""
         human = f"Pool {event.pool_id} is not ready ({event.cause}): {event.detail or 'no more is known'}.{advice}"
         return level, {"pool_id": event.pool_id, "cause": event.cause}, human

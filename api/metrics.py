@@ -292,7 +292,7 @@ class Metrics(Collector):
             self._counters["pool_restarts_total"].add(engine, event.pool_id)
 
     def _pool_unready(self, event: PoolUnready) -> None:
-        if event.cause in ("starting", "shutdown"):
+        if event.cause in ("starting", "loading", "shutdown"):
             return
         engine = self._pool_labels(event.pool_id)[0]
         self._counters["preload_outcomes_total"].add(engine, event.pool_id, "failed")
