@@ -333,6 +333,20 @@ def test_serve_prints_where_it_is_and_stops_in_order(new_server):
     assert server.home.call("status").status == exits.UNREACHABLE
 
 
+def test_serve_without_a_configuration_prints_where_it_is_for_people(new_server):
+    server = new_server().start(ready=False)
+    told = server.out_path.read_text().splitlines()
+    assert told[0].startswith("llama-orch ")
+    assert told[1:] == [
+        f"  url:  {server.url}",
+        f"  data: {server.home.data_dir}",
+        f"  export OPENAI_BASE_URL={server.url}/v1",
+    ]
+    assert server.url.startswith("http://127.0.0.1:")
+    assert [pool["model_ref"] for pool in server.get("/v1/pools")["pools"]] == ["haiku"]
+    assert server.stop() == exits.OK
+
+
 def test_an_address_that_is_taken_is_told(new_server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

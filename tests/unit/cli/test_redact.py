@@ -13,10 +13,10 @@ from llama_orch.cli.redact import redact, redact_text, shown
     "text, clean",
     [
         ("postgresql://user:pw@host:5432/db", "postgresql://user:***@host:5432/db"),
-        ("postgresql+psycopg://user:p/w@d@host/db", "postgresql+psycopg://user:***@host/db"),
+        ("postgresql+psycopg://user:p/w@d@host/db", "postgresql+psycopg://user:***@host/db"),  # scan: allow (made up)
         ("http://:pw@h/", "http://:***@h/"),
         ("postgresql://h/db?user=u&password=pw&sslmode=require", "postgresql://h/db?user=u&password=***&sslmode=require"),
-        ("cannot reach postgresql://u:pw@h/db: refused", "cannot reach postgresql://u:***@h/db: refused"),
+        ("cannot reach postgresql://u:pw@h/db: refused", "cannot reach postgresql://u:***@h/db: refused"),  # scan: allow
         ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1"),
         ("sqlite:////data/journal.db", "sqlite:////data/journal.db"),
     ],
