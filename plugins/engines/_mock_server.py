@@ -35,15 +35,15 @@ class MockServer:
         machine: what answers.
         model: name of the model it claims to serve.
         loading_s: how long it answers 503 after its start.
-        die: ends the process as abruptly as can be.
+        die: ends the process as abruptly as can be; without it the server stops.
     """
 
     def __init__(
-        self, machine: Machine, *, model: str = "mock", loading_s: float = 0.0, die: Callable[[], None]
+        self, machine: Machine, *, model: str = "mock", loading_s: float = 0.0, die: Callable[[], None] | None = None
     ) -> None:
         self.machine = machine
         self.model = model
-        self.die = die
+        self.die = die or self.stop
         self.template = ChatTemplate(CHAT_TEMPLATE)
         self.connections: set[Connection] = set()
         self._loading_s = loading_s
@@ -351,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loading-ms", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        machine = Machine(slots=args.slots, ctx=args.ctx, script=json.loads(args.script))
-    except (KnobError, ValueError) as error:
+        machine = Machine(slots=args.slots, ctx=args.ctx, script=msgspec.json.decode(args.script, type=dict[str, Any]))
+    except (KnobError, msgspec.MsgspecError) as error:
         print(f"error: invalid: --script: {error}", file=sys.stderr)
         return 2
     try:

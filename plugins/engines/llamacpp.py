@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -105,17 +106,18 @@ class LlamaCpp:
 
     Args:
         config: ``url``; optional ``model_path`` (its model file on this machine), ``launched`` (it is the
-            package's server, started by :func:`~._llama_launch.plan`), ``device``, ``headers`` (a mapping sent with every request).
+            package's server, started by :func:`~._llama_launch.plan`), ``device``, ``api_key_env`` (name
+            of the environment variable that holds the server's key, so that no configuration does).
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is none, or that variable is not set.
     """
 
     name = NAME
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         try:
-            self._http = HttpClient(str(config.get("url", "")), headers=config.get("headers"))
+            self._http = HttpClient(str(config.get("url", "")), headers=_authorization(config))
         except ValueError as error:
             raise ConfigError(str(error), field="url", got=config.get("url")) from error
         self._model_path = str(config.get("model_path", ""))
@@ -430,6 +432,18 @@ class Attempt:
     def _leave(self) -> None:
         self._sink = None
         self._engine.live.discard(self)
+
+
+def _authorization(config: Mapping[str, Any]) -> dict[str, str]:
+    variable = str(config.get("api_key_env") or "")
+    if not variable:
+        return {}
+    key = os.environ.get(variable, "")
+    if not key:
+        msg = f"the environment variable {variable} is not set"
+        remedy = "Set it to the server's API key where the orchestrator is started."
+        raise ConfigError(msg, field="provisioning.options.api_key_env", got=variable, remedy=remedy)
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _body(job: GenerateJob, prompt: str | list[int]) -> bytes:

@@ -38,7 +38,7 @@ class TestLlamaCppOnMockServer(EngineContract):
     def engine(self):
         @contextlib.asynccontextmanager
         async def opened():
-            server = MockServer(Machine(slots=3), die=lambda: server.stop())  # noqa: PLW0108
+            server = MockServer(Machine(slots=3))
             port = await server.start()
             engine = LlamaCpp({"url": f"http://127.0.0.1:{port}"})
             yield engine

@@ -28,6 +28,7 @@ class Scripted:
             **answers,
         }
         self.asked = {}
+        self.heads = []
 
     @contextlib.asynccontextmanager
     async def engine(self):
@@ -41,6 +42,7 @@ class Scripted:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.heads.append(head)
                 lengths = [int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")]
                 body = await reader.readexactly(lengths[0] if lengths else 0)
                 name = head.split()[1].rpartition("/")[2]
@@ -256,7 +258,7 @@ def test_a_chat_that_the_engine_refuses_is_the_callers_mistake():
 
 def test_once_compared_plain_chats_are_rendered_without_asking():
     async def test():
-        server = MockServer(Machine(), die=lambda: None)
+        server = MockServer(Machine())
         engine = LlamaCpp({"url": f"http://127.0.0.1:{await server.start()}"})
         await engine.properties()
         server.stop()
@@ -273,3 +275,21 @@ def test_an_address_that_is_none_is_an_error_of_configuration():
     with pytest.raises(ConfigError) as caught:
         LlamaCpp({"url": "localhost:80"})
     assert caught.value.field == "url"
+
+
+def test_a_key_comes_from_the_environment_and_is_sent_with_every_request(monkeypatch):
+    async def test():
+        server = Scripted()
+        async with server.engine() as plain:
+            monkeypatch.setenv("THEIR_KEY", "k-123")
+            url = f"http://127.0.0.1:{plain._http.port}"
+            engine = LlamaCpp({"url": url, "api_key_env": "THEIR_KEY"})
+            await engine.health()
+            await engine.close()
+            assert "Authorization: Bearer k-123\r\n" in server.heads[-1]
+            await plain.health()
+            assert "Authorization" not in server.heads[-1]
+
+    run(test)
+    with pytest.raises(ConfigError, match="NOT_THERE is not set"):
+        LlamaCpp({"url": "http://127.0.0.1:1", "api_key_env": "NOT_THERE"})
