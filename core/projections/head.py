@@ -20,6 +20,9 @@ from .tasks import Tasks
 
 P = TypeVar("P", bound=Projection)
 
+#: events that end their stream; a session that is opened again under its id begins anew
+_LAST_OF_STREAM = frozenset({"task.transcribed", "session.closed"})
+
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -66,8 +69,8 @@ class Head:
             handler(record)
         self.time_ns = record.time_ns
         self.next_seq = record.seq + 1
-        if record.name == "task.transcribed":
-            # Nothing is appended to a task after its transcript: its stream's position is not needed any more.
+        if record.name in _LAST_OF_STREAM:
+            # Nothing follows in this stream: its position is not needed any more.
             self.positions.pop(record.stream, None)
         else:
             self.positions[record.stream] = record.position + 1

@@ -49,6 +49,8 @@ class GroupQueue:
     def __init__(self) -> None:
         self.interactive = Lane()
         self.batch = Lane()
+        #: since when the first of the batch lane has been the first, Unix ns
+        self.batch_since_ns = 0
 
     def __len__(self) -> int:
         return len(self.interactive) + len(self.batch)
@@ -62,6 +64,7 @@ class Queue(Projection):
     """All groups' queues."""
 
     name = "queue"
+    version = 2
 
     def __init__(self) -> None:
         self.groups: dict[str, GroupQueue] = {}
@@ -93,18 +96,24 @@ class Queue(Projection):
         """Tasks queued in all groups."""
         return sum(len(q) for q in self.groups.values())
 
-    def _enter(self, task_id: str) -> None:
+    def _enter(self, task_id: str, now_ns: int) -> None:
         group, priority, ticket = self._places[task_id]
         queue = self.groups.get(group)
         if queue is None:
             queue = self.groups[group] = GroupQueue()
-        queue.lane(priority).add(ticket, task_id)
+        lane = queue.lane(priority)
+        lane.add(ticket, task_id)
+        if lane is queue.batch and lane.tickets.first() == ticket:
+            queue.batch_since_ns = now_ns
 
-    def _leave(self, task_id: str) -> None:
+    def _leave(self, task_id: str, now_ns: int) -> None:
         group, priority, ticket = self._places[task_id]
         queue = self.groups.get(group)
         if queue is not None and ticket in queue.lane(priority).tickets:
-            queue.lane(priority).remove(ticket)
+            lane = queue.lane(priority)
+            if lane is queue.batch and lane.tickets.first() == ticket:
+                queue.batch_since_ns = now_ns
+            lane.remove(ticket)
             if not len(queue):
                 del self.groups[group]
 
@@ -112,35 +121,38 @@ class Queue(Projection):
     def _admitted(self, record: Recorded) -> None:
         event: TaskAdmitted = record.payload
         self._places[event.task_id] = (event.group, event.priority, record.seq)
-        self._enter(event.task_id)
+        self._enter(event.task_id, record.time_ns)
 
     @on(TaskPlaced)
     def _placed(self, record: Recorded) -> None:
-        self._leave(record.payload.task_id)
+        self._leave(record.payload.task_id, record.time_ns)
 
     @on(TaskAttemptFailed)
     def _attempt_failed(self, record: Recorded) -> None:
-        self._enter(record.payload.task_id)
+        self._enter(record.payload.task_id, record.time_ns)
 
     @on(TaskEnded)
     def _ended(self, record: Recorded) -> None:
         task_id = record.payload.task_id
         if task_id in self._places:
-            self._leave(task_id)
+            self._leave(task_id, record.time_ns)
             del self._places[task_id]
 
     def dump(self) -> Any:
-        """Places of all tasks in order of their tickets, with whether they wait."""
+        """Places of all tasks in order of their tickets, with whether they wait; since when batch tasks are first."""
         rows = sorted(
             (ticket, task_id, group, priority, self.position(task_id) >= 0)
             for task_id, (group, priority, ticket) in self._places.items()
         )
-        return [list(row) for row in rows]
+        since = {name: queue.batch_since_ns for name, queue in sorted(self.groups.items())}
+        return {"places": [list(row) for row in rows], "batch_since_ns": since}
 
     def load(self, data: Any) -> None:
         """Replace the state by dumped data."""
         self.__init__()  # type: ignore[misc]
-        for ticket, task_id, group, priority, waits in data:
+        for ticket, task_id, group, priority, waits in data["places"]:
             self._places[task_id] = (group, priority, ticket)
             if waits:
-                self._enter(task_id)
+                self._enter(task_id, 0)
+        for name, since_ns in data["batch_since_ns"].items():
+            self.groups[name].batch_since_ns = since_ns

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
 
 from ..events.session import SessionClosed, SessionOpened
-from ..events.task import TaskAdmitted, TaskPlaced
+from ..events.task import TaskAdmitted, TaskEnded, TaskPlaced
 from .projection import Projection, Recorded, on
 
 
@@ -35,6 +36,7 @@ class Sessions(Projection):
     name = "sessions"
 
     def __init__(self) -> None:
+        #: in the order of their last use
         self.by_id: dict[str, SessionState] = {}
         self._of_task: dict[str, str] = {}
 
@@ -61,6 +63,7 @@ class Sessions(Projection):
         if session is not None:
             session.turns += 1
             session.used_ns = record.time_ns
+            self.by_id[event.session_id] = self.by_id.pop(event.session_id)
             self._of_task[event.task_id] = event.session_id
 
     @on(TaskPlaced)
@@ -69,6 +72,14 @@ class Sessions(Projection):
         session = self.by_id.get(session_id) if session_id else None
         if session is not None:
             session.pool_id = record.payload.pool_id
+
+    @on(TaskEnded)
+    def _ended(self, record: Recorded) -> None:
+        self._of_task.pop(record.payload.task_id, None)
+
+    def idle_since(self, before_ns: int) -> list[SessionState]:
+        """Sessions that were not used since then, the longest idle one first."""
+        return list(itertools.takewhile(lambda session: session.used_ns < before_ns, self.by_id.values()))
 
     def dump(self) -> Any:
         """Sessions in order of their ids."""
@@ -79,5 +90,6 @@ class Sessions(Projection):
 
     def load(self, data: Any) -> None:
         """Replace the state by dumped data."""
-        self.by_id = {s["session_id"]: msgspec.convert(s, SessionState) for s in data["sessions"]}
+        states = sorted((msgspec.convert(s, SessionState) for s in data["sessions"]), key=lambda s: s.used_ns)
+        self.by_id = {s.session_id: s for s in states}
         self._of_task = dict(data["tasks"])

@@ -97,10 +97,10 @@ class Dispatcher:
             self.pump(group)
 
     def _next(self, queue: GroupQueue) -> str | None:
-        """The task at the head: interactive first, unless a batch task has waited long enough (ADM-3)."""
+        """The task at the head: interactive first, unless a batch task has been first long enough (ADM-3)."""
         interactive, batch = queue.interactive.first(), queue.batch.first()
         if batch is not None and interactive is not None:
-            waited = self._journal.now_ns() - self._journal.head.tasks.live[batch[1]].admitted_ns
+            waited = self._journal.now_ns() - queue.batch_since_ns
             if waited >= self._settings.admission.batch_patience_ms * 1_000_000:
                 return batch[1]
         chosen = interactive or batch

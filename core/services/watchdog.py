@@ -6,6 +6,7 @@ import asyncio
 import heapq
 
 from ..errors import DeadlineUnmetError, DecodeTimeoutError, JournalUnavailableError
+from ..events.session import SessionClosed
 from ..events.task import TaskAdmitted, TaskCancelled
 from ..journal.journal import Journal
 from ..ports import Clock
@@ -13,6 +14,11 @@ from ..projections.projection import Recorded
 from .dispatch import Dispatcher
 
 _PERIOD_S = 0.05
+#: deadlines of ended tasks that may stay in memory, beside as many as tasks live
+_SPARE_DEADLINES = 1024
+#: how long after its last use an expired session is remembered, so that a late turn can be told why it is refused
+_FORGET_SESSIONS_NS = 86_400_000_000_000
+_SESSIONS_AT_ONCE = 256
 
 
 class Watchdog:
@@ -64,6 +70,8 @@ class Watchdog:
         """End what is due now."""
         now_ns = self._journal.now_ns()
         live = self._journal.head.tasks.live
+        if len(self._deadlines) > _SPARE_DEADLINES + 2 * len(live):
+            self._take_up()  # most are of tasks that ended
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             _, task_id = heapq.heappop(self._deadlines)
             state = live.get(task_id)
@@ -79,6 +87,14 @@ class Watchdog:
                 )
                 self._dispatcher.pump(state.admitted.group)
         self._sweep_attempts()
+        self._sweep_sessions(now_ns)
+
+    def _sweep_sessions(self, now_ns: int) -> None:
+        """Who comes late is told once that the session expired; sessions that nobody asks for again are forgotten."""
+        idle = self._journal.head.sessions.idle_since(now_ns - _FORGET_SESSIONS_NS)
+        closed = [SessionClosed(session_id=s.session_id, cause="expired") for s in idle if s.due(now_ns)]
+        if closed:
+            self._journal.append(closed[:_SESSIONS_AT_ONCE], actor="watchdog", correlation="")
 
     def _sweep_attempts(self) -> None:
         now = self._clock.monotonic_ns()

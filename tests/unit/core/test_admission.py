@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def finish(stage: Stage, task_id: str, *said: str) -> None:
 def test_fifty_racing_duplicates_make_one_engine_call(how: str, by_hand: bool) -> None:
     with on_stage(by_hand=by_hand) as stage:
         task_id = str(uuid.UUID(int=7_000))
-        one = {"key": "k"} if how == "key" else {"task_id": task_id}
+        one: dict[str, Any] = {"key": "k"} if how == "key" else {"task_id": task_id}
         tasks = [stage.loop.create_task(stage.submitting(**one)) for _ in range(50)]
         stage.settle()
         answers = [task.result() for task in tasks]
@@ -229,7 +230,7 @@ def test_a_full_queue_rejects_with_what_to_do() -> None:
         with pytest.raises(BackpressureError) as caught:
             stage.submit()
         assert caught.value.code == "ADMISSION_REJECT"
-        assert caught.value.retry_after_ms >= 100
+        assert (caught.value.retry_after_ms or 0) >= 100
         assert caught.value.details["policy_label"] == "reject"
         stage.cancel(queued[0])
         stage.submit()
@@ -296,6 +297,21 @@ def test_a_batch_task_waits_behind_interactive_ones_only_so_long() -> None:
         stage.advance(1)
         finish(stage, running)
         assert stage.engines["p"].last.job.task_id == batch
+
+
+def test_a_long_batch_queue_does_not_go_before_interactive_tasks_as_a_whole() -> None:
+    with on_stage() as stage:
+        running = stage.submit().task_id
+        batch = [stage.submit(priority="batch").task_id for _ in range(3)]
+        stage.advance(61)
+        interactive = [stage.submit().task_id for _ in range(3)]
+        order = []
+        for _ in range(6):
+            finish(stage, running)
+            running = stage.engines["p"].last.job.task_id
+            order.append(running)
+        assert order == [batch[0], *interactive, *batch[1:]]
+        finish(stage, running)
 
 
 def test_the_answer_tells_position_and_estimate() -> None:

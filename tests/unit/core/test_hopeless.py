@@ -63,7 +63,6 @@ def test_a_task_whose_wishes_cannot_be_met_any_more_does_not_hold_up_the_others(
         plain = stage.submit("plain").task_id
         stage.crash()
         stage.settings = settings_for({"b": 1})
-        stage.slots = {"b": 1}
         stage.engines = {"b": stage.engines["b"]}
         stage.start()
         for task_id in (*blocked, plain):

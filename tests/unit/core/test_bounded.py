@@ -1,0 +1,48 @@
+"""What a server keeps in memory is bounded by what lives, not by what ever happened."""
+
+from __future__ import annotations
+
+from ...support.stage import on_stage
+
+
+def test_tasks_that_end_while_they_wait_leave_nothing_with_their_session() -> None:
+    with on_stage(ready=False) as stage:
+        task_id = stage.submit(session_id="00000000-0000-4000-8000-00000000000a").task_id
+        stage.cancel(task_id)
+        assert stage.journal.head.sessions.dump()["tasks"] == {}
+
+
+def test_deadlines_of_ended_tasks_are_forgotten_before_they_pass() -> None:
+    with on_stage() as stage:
+        for _ in range(1_100):
+            task_id = stage.submit(deadline_ms=31_536_000_000).task_id
+            stage.attempt(task_id).end()
+            stage.settle()
+            stage.engines["p"].attempts.clear()
+        stage.advance(0.1)
+        assert len(stage.services.watchdog._deadlines) <= 1_030
+
+
+def test_a_deadline_holds_after_others_were_forgotten() -> None:
+    with on_stage() as stage:
+        for _ in range(1_100):
+            task_id = stage.submit(deadline_ms=31_536_000_000).task_id
+            stage.attempt(task_id).end()
+            stage.settle()
+            stage.engines["p"].attempts.clear()
+        last = stage.submit(deadline_ms=5_000).task_id
+        stage.advance(5.1)
+        assert stage.ended(last).code == "DEADLINE_UNMET"
+        stage.attempt(last).free()
+
+
+def test_positions_of_a_session_are_forgotten_with_it() -> None:
+    with on_stage() as stage:
+        session_id = "00000000-0000-4000-8000-00000000000a"
+        task_id = stage.submit(session_id=session_id).task_id
+        stage.attempt(task_id).end()
+        stage.advance(3_600)
+        stage.clock.advance_ms(86_400_000)
+        stage.advance(1)
+        assert stage.journal.head.sessions.by_id == {}, "sessions that nobody asks for again are closed"
+        assert f"session:{session_id}" not in stage.journal.head.positions
