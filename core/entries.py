@@ -169,7 +169,7 @@ def unpack(raw: bytes) -> EntryBatch:
         if isinstance(data[0], int):
             return EntryBatch(dts_us=[data[0]], texts=[data[1]], ids=[data[2]])
         return msgspec.convert(data, EntryBatch)
-    except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
         msg = f"an entries chunk cannot be decoded: {error}"
         raise CorruptJournalError(msg) from error
 
@@ -191,6 +191,6 @@ def unpack_transcript(raw: bytes) -> Transcript:
     """The transcript behind its bytes. :raises CorruptJournalError: the bytes are no transcript."""
     try:
         return msgspec.msgpack.decode(zlib.decompress(raw), type=Transcript)
-    except (msgspec.MsgspecError, zlib.error) as error:
+    except (msgspec.MsgspecError, ValueError, zlib.error) as error:
         msg = f"a transcript cannot be decoded: {error}"
         raise CorruptJournalError(msg) from error
