@@ -53,6 +53,8 @@ class LiveServer:
         self.log = log
         self.url = ""
         self.services: Services
+        #: by pool
+        self.engines: dict[str, MockEngine] = {}
         self._loop: asyncio.AbstractEventLoop
         self._up = threading.Event()
         self._stop: asyncio.Event
@@ -118,7 +120,7 @@ class LiveServer:
         services.pools.declare(self.settings)
         for pool in self.settings.pools:
             engine = MockEngine({"slots": pool.slots or 4, "ctx": pool.ctx or 4096, **pool.provisioning.options})
-            directory.engines[pool.id] = engine
+            directory.engines[pool.id] = self.engines[pool.id] = engine
             directory.known[pool.id] = properties = await engine.properties()
             services.pools.ready(pool.id, properties, generation=1, load_ms=1, decode_mtok_s=0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llama_orch.core.settings import PoolSettings, QueueSettings, StreamSettings
+from llama_orch.core.settings import CapabilitySettings, PoolSettings, QueueSettings, StreamSettings
 
 from .live_server import LiveServer
 
@@ -156,6 +156,43 @@ def test_a_key_attaches_to_its_task_and_refuses_another_body(http: httpx.Client)
     assert other.json()["code"] == "CONFLICT"
 
 
+def test_fifty_racing_duplicates_make_one_engine_call(http: httpx.Client, live: LiveServer) -> None:
+    said: list[dict[str, Any]] = []
+    together = threading.Barrier(50)
+
+    def send() -> None:
+        together.wait(20)
+        answer = httpx.post(
+            f"{live.url}/v1/tasks",
+            json={"model_ref": "mock", "prompt": "[[mock rate=50 tokens=20]]"},
+            headers={"Idempotency-Key": "k"},
+            timeout=30,
+        )
+        said.append(answer.json())
+
+    threads = [threading.Thread(target=send) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len({one["task_id"] for one in said}) == 1
+    assert [one["attached"] for one in said].count(False) == 1
+    info = http.get(f"/v1/tasks/{said[0]['task_id']}", params={"wait": 20_000}).json()
+    assert info["state"] == "completed"
+    assert live.engines["m"].machine.requests == 1
+
+
+def test_a_task_that_failed_retriably_may_run_again_under_its_key(http: httpx.Client) -> None:
+    body = {"model_ref": "mock", "prompt": "[[mock fault=cut:2 times=1]]", "recovery": "none"}
+    ids = []
+    for _ in range(2):
+        answer = http.post("/v1/tasks", json=body, headers={"Idempotency-Key": "k"})
+        ids.append(answer.json()["task_id"])
+        info = http.get(f"/v1/tasks/{ids[-1]}", params={"wait": 20_000}).json()
+    assert ids[0] != ids[1]
+    assert info["state"] == "completed"
+
+
 def test_a_task_goes_on_when_its_reader_leaves(http: httpx.Client, live: LiveServer) -> None:
     task_id = submit(http, "[[mock rate=200 tokens=40]]")
     with http.stream("GET", f"/v1/tasks/{task_id}/stream") as answer:
@@ -228,6 +265,52 @@ def test_a_full_queue_answers_429_and_how_long_to_wait(busy: LiveServer) -> None
         )
         assert of_openai.status_code == 429
         assert of_openai.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_full_queue_that_drops_ends_its_oldest_batch_task(make_server: Callable[..., LiveServer]) -> None:
+    queue = QueueSettings(capacity=2, full_policy="drop-lru")
+    server = make_server(pools=[PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=queue)])
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        running = submit(http, "[[mock fault=silent:1]]", priority="batch")
+        until(lambda: http.get(f"/v1/tasks/{running}").json()["state"] == "running", "the start")
+        oldest, newer, newest = submit(http, priority="batch"), submit(http, priority="batch"), submit(http)
+        frames = stream_of(http, oldest)
+        assert [name for name, _, _ in frames] == ["error"]
+        assert frames[0][2]["code"] == "QUEUE_FULL_DROP_LRU"
+        assert frames[0][2]["retriable"] is True
+        assert http.get(f"/v1/tasks/{running}").json()["state"] == "running"
+        waiting = [e["task_id"] for e in http.get("/v1/queue").json()["groups"][0]["entries"]]
+        assert waiting == [newest, newer]
+        # Interactive tasks are never dropped: once they fill the queue, it rejects.
+        submit(http)
+        refused = http.post("/v1/tasks", json={"model_ref": "mock", "prompt": "x"})
+        assert refused.status_code == 429
+        assert refused.json()["policy_label"] == "drop-lru"
+
+
+def test_capabilities_follow_the_live_pools_and_the_overrides(make_server: Callable[..., LiveServer]) -> None:
+    overrides = {"m": {"max_tokens_out": 100, "rate_limits": {"requests_per_minute": 6}}}
+    server = make_server(
+        pools=[PoolSettings(id="m", engine="mock", model="mock", slots=2, ctx=512, aliases=["other"])],
+        capabilities=CapabilitySettings(overrides=overrides),
+    )
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        said = http.get("/v1/capabilities").json()
+        assert said["api_version"] == http.get("/openapi.json").json()["info"]["version"]
+        (engine,) = said["engines"]
+        assert (engine["engine"], engine["engine_version"], engine["ctx_max"]) == ("mock", "mock-1", 512)
+        assert (engine["concurrency"], engine["slots_free"]) == (2, 2)
+        assert engine["supported_workloads"] == ["chat", "completion"]
+        assert (engine["max_tokens_out"], engine["rate_limits"]) == (100, {"requests_per_minute": 6})
+        assert said["models"][0]["aliases"] == ["other"]
+        running = submit(http, "[[mock fault=silent:1]]")
+        until(lambda: http.get(f"/v1/tasks/{running}").json()["state"] == "running", "the start")
+        assert http.get("/v1/capabilities").json()["engines"][0]["slots_free"] == 1
+        pools = server.services.pools
+        server.call(lambda: pools.unready("m", cause="engine-exited", detail="", advice="look", retry_ms=0))
+        assert http.get("/v1/capabilities").json()["engines"] == []
+        assert http.get("/readyz").status_code == 503
+        assert http.get("/v1/pools/m/health").json()["last_error"]["advice"] == "look"
 
 
 def test_sessions_count_turns(http: httpx.Client) -> None:
