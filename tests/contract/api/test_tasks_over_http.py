@@ -222,6 +222,13 @@ def test_a_silent_stream_has_heartbeats(make_server: Callable[..., LiveServer]) 
             assert next(line for line in lines if line.startswith(":")) == ": hb"
 
 
+def test_the_head_of_a_stream_leaves_before_its_first_frame(http: httpx.Client) -> None:
+    task_id = submit(http, "[[mock fault=silent]]")
+    with http.stream("GET", f"/v1/tasks/{task_id}/stream", timeout=5) as answer:
+        assert answer.status_code == 200
+    assert http.post(f"/v1/tasks/{task_id}/cancel").status_code == 204
+
+
 @pytest.fixture
 def busy(make_server: Callable[..., LiveServer]) -> LiveServer:
     """One slot, two places in the queue."""
