@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .. import JournalLockedError
 
+_NETWORK = {"afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
+
 
 class FileLock:
     """An ``flock`` on a file of its own; the kernel lets go of it when the process ends, however it ends."""
@@ -56,6 +58,21 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return there.st_dev, there.st_ino
+
+
+def network_file_system(mounts: str, folder: Path) -> str:
+    """The type of file system that a folder is on when that is one of a network, else "".
+
+    Locks and memory maps of SQLite's log do not hold between machines, and often not at all, on such file systems.
+    :param mounts: what ``/proc/self/mountinfo`` says; no text (other systems) means that nothing is known.
+    """
+    nearest, found = -1, ""
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = Path(fields.split()[4].replace("\\040", " "))
+        if folder.is_relative_to(point) and len(point.parts) >= nearest:
+            nearest, found = len(point.parts), rest.split()[0]
+    return found if found in _NETWORK else ""
 
 
 def sync_directory(directory: Path) -> None:

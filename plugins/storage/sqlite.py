@@ -38,7 +38,7 @@ from .. import (
     Tail,
     hookimpl,
 )
-from ._files import FileLock, identity, rescue, sync_directory
+from ._files import FileLock, identity, network_file_system, rescue, sync_directory
 from ._head import HeadFile, read_head
 from ._relational import PARTITION, SELECT_EPOCH, SELECT_TAIL, RelationalReader, writer
 from ._sqlite_errors import commit_failure, is_refused, open_failure
@@ -108,6 +108,7 @@ class SqliteStore(RelationalReader):
     def open(self) -> Tail:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._require_local_disk()
             self._lock.take()
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -121,6 +122,13 @@ class SqliteStore(RelationalReader):
         except BaseException:
             self.close()
             raise
+
+    def _require_local_disk(self) -> None:
+        mounts = Path("/proc/self/mountinfo")
+        kind = network_file_system(mounts.read_text() if mounts.exists() else "", self._path.parent.resolve())
+        if kind:
+            msg = f"{self._path.parent} is on a network file system ({kind}), where SQLite's locks do not hold"
+            raise ConfigError(msg, field="journal.url", remedy="Use a local disk, or PostgreSQL.")
 
     def reopen(self) -> Tail:
         with self._files:

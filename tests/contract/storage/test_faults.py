@@ -226,6 +226,24 @@ def test_an_older_copy_in_the_journals_place_is_not_taken(start: StartWriter, tm
 
 
 @covers("JRN-8")
+def test_a_damaged_database_is_neither_written_to_nor_begun_anew(start: StartWriter, tmp_path: Path) -> None:
+    writer = start()
+    writer.do("open")
+    writer.do("big")
+    assert writer.do("maintain") == "maintained"
+    whole = (tmp_path / "journal.db").read_bytes()
+    with (tmp_path / "journal.db").open("r+b") as database:
+        database.write(b"noise" * 200)
+    for _ in range(2):
+        assert writer.do("reopen") == "StoreUnknownError"
+    with (tmp_path / "journal.db").open("r+b") as database:
+        database.write(whole)
+    assert writer.do("reopen").endswith(" 1")
+    assert writer.do("commit") == "commit 2"
+    assert _frames(tmp_path) == 2
+
+
+@covers("JRN-8")
 def test_a_slow_disk_delays_syncs_alone(start: StartWriter, faults: FaultFs, tmp_path: Path) -> None:
     writer = start()
     writer.do("open")

@@ -9,6 +9,7 @@ import pytest
 
 from llama_orch.plugins import ConfigError, JournalLockedError
 from llama_orch.plugins.manager import PluginManager
+from llama_orch.plugins.storage._files import network_file_system
 from llama_orch.plugins.storage.sqlite import SqliteStore
 from llama_orch.plugins.testing.covers import covers
 from llama_orch.plugins.testing.frames import Chain
@@ -62,3 +63,26 @@ def test_an_unknown_option_is_refused_by_name(scheme: str) -> None:
     with pytest.raises(ConfigError) as caught:
         factory(f"{scheme}:///x", {"wal_byte": 1})
     assert caught.value.field == "wal_byte"
+
+
+_MOUNTS = """\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+40 22 0:35 / /home rw - nfs4 server:/home rw
+41 40 254:1 / /home/me/fast\\040disk rw - xfs /dev/vdb rw
+42 22 0:36 / /mnt rw,nosuid - fuse.sshfs me@host: rw
+"""
+
+
+@pytest.mark.parametrize(
+    "folder,kind",
+    [
+        ("/var/lib/llama-orch", ""),
+        ("/home/me/data", "nfs4"),
+        ("/home/me/fast disk/data", ""),
+        ("/mnt", "fuse.sshfs"),
+        ("/mnt2", ""),
+    ],
+)
+def test_a_network_file_system_is_known_by_its_mount(folder: str, kind: str) -> None:
+    assert network_file_system(_MOUNTS, Path(folder)) == kind
+    assert network_file_system("", Path(folder)) == ""
