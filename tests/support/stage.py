@@ -91,11 +91,23 @@ class Stage:
         self.fatal: list[JournalError] = []
         #: facts as observers were told of them, over all lives of the server
         self.told: list[Recorded] = []
-        self.committer: HandCommitter | None = None
-        self.syncer: HandSyncer | None = None
+        self._committer: HandCommitter | None = None
+        self._syncer: HandSyncer | None = None
         self.up = False
         self.readers: list[Reader] = []
         self.start()
+
+    @property
+    def committer(self) -> HandCommitter:
+        """What commits in this life of the server."""
+        assert self._committer is not None
+        return self._committer
+
+    @property
+    def syncer(self) -> HandSyncer:
+        """What syncs in this life of the server."""
+        assert self._syncer is not None
+        return self._syncer
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -133,12 +145,12 @@ class Stage:
 
     async def _make_journal(self, options: JournalOptions) -> Journal:
         def committer(store: Any, call_soon: Any) -> HandCommitter:
-            self.committer = HandCommitter(store, call_soon)
-            return self.committer
+            self._committer = HandCommitter(store, call_soon)
+            return self._committer
 
         def syncer(store: Any, call_soon: Any, done: Any) -> HandSyncer:
-            self.syncer = HandSyncer(store, call_soon, done)
-            return self.syncer
+            self._syncer = HandSyncer(store, call_soon, done)
+            return self._syncer
 
         journal = Journal(
             self.store,
@@ -207,8 +219,8 @@ class Stage:
     def settle(self) -> None:
         """Everything that can happen happens, commits too."""
         self.loop.settle()
-        while self.committer is not None and self.committer.waiting:
-            self.committer.run()
+        while self._committer is not None and self._committer.waiting:
+            self._committer.run()
             self.loop.settle()
 
     def turn(self) -> None:
@@ -217,9 +229,9 @@ class Stage:
 
     def commit(self) -> bool:
         """The commit that waits is done; whether there was one."""
-        if self.committer is None or not self.committer.waiting:
+        if self._committer is None or not self._committer.waiting:
             return False
-        self.committer.run()
+        self._committer.run()
         self.loop.settle()
         return True
 

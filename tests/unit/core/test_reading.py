@@ -39,7 +39,8 @@ def test_an_end_is_told_only_once_it_is_durable(ask: str) -> None:
         assert not asked.done(), "committed, not synced"
         stage.syncer.run()
         stage.settle()
-        info = asked.result() if ask == "get" else asked.result()[0][0]
+        told: Any = asked.result()
+        info = told if ask == "get" else told[0][0]
         assert info.state == "completed"
         if ask == "get":
             assert info.text == "all of it"
