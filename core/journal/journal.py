@@ -49,6 +49,8 @@ from .waiters import Callback, Waiters
 
 T = TypeVar("T")
 Status = Literal["closed", "ok", "refusing", "reopening", "fenced"]
+#: frames that one commit may rewrite: it runs on the event loop
+MAX_REWRITES = 32
 _RUNNING: str = TaskPhase.RUNNING
 
 
@@ -111,6 +113,7 @@ class Journal(Observed):
         self._pressed = False
         self._commit_waiters = Waiters()
         self._sync_waiters = Waiters()
+        self._rewrites: deque[tuple[int, bytes]] = deque()
         self._ends_to_sync: deque[tuple[int, LiveStream]] = deque()
         self._commit_thread: Committer | None = None
         self._syncer: Durability | None = None
@@ -166,6 +169,7 @@ class Journal(Observed):
         # Readers that came while the store was reopened look at what was: they have to come again.
         self._break_streams(self._unavailable(outcome_unknown=True))
         self.leaving.clear()
+        self._rewrites.clear()
         self._ends_to_sync.clear()
         self._set_status("ok", "")
 
@@ -316,8 +320,8 @@ class Journal(Observed):
         return self.head.tasks.get(task_id) or self.leaving.get(task_id)
 
     def stage_rewrites(self, rewrites: Sequence[tuple[int, bytes]]) -> None:
-        """Texts whose chunks were replaced by their leaves go to the store with the next frame."""
-        self._pending.rewrites.extend(rewrites)
+        """Texts whose chunks were replaced by their leaves go to the store with the next frames, a few with each."""
+        self._rewrites.extend(rewrites)
 
     # --- watermarks ------------------------------------------------------------------------------------------
 
@@ -387,6 +391,8 @@ class Journal(Observed):
         self._flush_handle = None
         if not self._pending or self._inflight is not None or self.status not in ("ok", "refusing"):
             return
+        while self._rewrites and len(self._pending.rewrites) < MAX_REWRITES:
+            self._pending.rewrites.append(self._rewrites.popleft())
         sealed = self._pending.seal(self._prev_hash, self._urandom)
         self._inflight = sealed
         self._prev_hash = sealed.unit.frame.hash

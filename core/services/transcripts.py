@@ -11,7 +11,7 @@ import hashlib
 from collections import OrderedDict
 
 from ..entries import EntryBatch, Transcript, join, pack_transcript
-from ..errors import CorruptJournalError, JournalUnavailableError
+from ..errors import CorruptJournalError, JournalError, JournalUnavailableError
 from ..events.task import TaskEnded, TaskTranscribed
 from ..frames import decode_texts, drop_chunks
 from ..journal.index import pack_frame_numbers
@@ -23,6 +23,10 @@ from .texts import TaskTexts
 
 #: tasks whose frames are dropped in one go, at least
 _COMPACT_TASKS = 64
+#: a transcript of more entries is made on a thread
+LARGE_ENTRIES = 2048
+#: frames read at once to drop what they hold of ended tasks
+_FRAMES_AT_ONCE = 512
 #: seconds until a transcript is tried again while the journal cannot be written
 _RETRY_S = 0.2
 #: ended tasks whose frames wait at most
@@ -74,9 +78,11 @@ class Transcripts:
         state = self._journal.head.tasks.closing.get(task_id)
         if state is None:
             return
-        stream = self._journal.streams.get(task_id)
-        if self._journal.status == "ok" and (not state.entries or (stream is not None and stream.base == 1)):
-            self._write(state, [s.batch for s in stream.segments] if stream is not None else [])
+        if self._journal.status == "ok" and state.entries <= LARGE_ENTRIES:
+            stream = self._journal.streams.get(task_id)
+            batches = [s.batch for s in stream.segments] if stream is not None and stream.base == 1 else []
+            if sum(map(len, batches)) == state.entries:
+                self._write(state, _packed(state, batches))
         if task_id in self._journal.head.tasks.closing:
             self._queue.put_nowait(task_id)
 
@@ -93,12 +99,13 @@ class Transcripts:
                 await self._gather(task_id)
                 if self._queue.empty():
                     await self.compact()
-            except JournalUnavailableError:
-                await asyncio.sleep(_RETRY_S)
-                self._queue.put_nowait(task_id)
             except CorruptJournalError as error:
                 # Left as it is: the frames keep what they have, verify names the damage.
                 del error
+            except (JournalUnavailableError, JournalError):
+                # It cannot be read or written now.
+                await asyncio.sleep(_RETRY_S)
+                self._queue.put_nowait(task_id)
 
     async def _gather(self, task_id: str) -> None:
         """Write one task's transcript from what is in memory and on disk."""
@@ -107,17 +114,14 @@ class Transcripts:
             return
         await self._journal.committed(self._journal.head.next_seq)
         batches = await self._texts.batches(state)
+        if sum(map(len, batches)) != state.entries:
+            return  # entries are missing: the frames keep what they have
+        body = await asyncio.to_thread(_packed, state, batches)
         if self._journal.head.tasks.closing.get(task_id) is state:
-            self._write(state, batches)
+            self._write(state, body)
 
-    def _write(self, state: TaskState, batches: list[EntryBatch]) -> None:
-        """Append the transcript, unless entries are missing: then the frames keep what they have.
-
-        :raises JournalUnavailableError: the journal cannot be written now.
-        """
-        if sum(len(batch) for batch in batches) != state.entries:
-            return
-        body = pack_transcript(Transcript(epochs=state.epochs, batch=join(batches))) if batches else b""
+    def _write(self, state: TaskState, body: bytes) -> None:
+        """Append the transcript. :raises JournalUnavailableError: the journal cannot be written now."""
         assert state.ended is not None
         event = TaskTranscribed(
             task_id=state.task_id,
@@ -154,19 +158,20 @@ class Transcripts:
         """
         if len(self._droppable) < self.compact_from:
             return 0
-        numbers = sorted({n for frames in self._droppable.values() for n in frames})
+        committed = self._journal.committed_frame
+        numbers = sorted({n for frames in self._droppable.values() for n in frames if n <= committed})
         live = {s.task_no for s in self._journal.head.tasks.by_no.values()}
         store = self._journal.store
-        committed = self._journal.committed_frame
 
         def rewritten() -> list[tuple[int, bytes]]:
             out = []
-            for frame in store.frames_at([n for n in numbers if n <= committed]):
-                if any(c.task_no in live for c in decode_texts(frame.texts, frame.end_seq) if not c.is_transcript):
-                    continue
-                texts = drop_chunks(frame, lambda chunk: not chunk.is_transcript)
-                if texts is not None:
-                    out.append((frame.frame_no, texts))
+            for at in range(0, len(numbers), _FRAMES_AT_ONCE):
+                for frame in store.frames_at(numbers[at : at + _FRAMES_AT_ONCE]):
+                    if any(c.task_no in live for c in decode_texts(frame.texts, frame.end_seq) if not c.is_transcript):
+                        continue
+                    texts = drop_chunks(frame, lambda chunk: not chunk.is_transcript)
+                    if texts is not None:
+                        out.append((frame.frame_no, texts))
             return out
 
         self._droppable.clear()
@@ -176,3 +181,8 @@ class Transcripts:
         if changed and epoch == self._journal.epoch:
             self._journal.stage_rewrites(changed)
         return len(changed)
+
+
+def _packed(state: TaskState, batches: list[EntryBatch]) -> bytes:
+    """The bytes of a transcript; none when the task said nothing."""
+    return pack_transcript(Transcript(epochs=state.epochs, batch=join(batches))) if batches else b""

@@ -41,7 +41,6 @@ def test_positions_of_a_session_are_forgotten_with_it() -> None:
         session_id = "00000000-0000-4000-8000-00000000000a"
         task_id = stage.submit(session_id=session_id).task_id
         stage.attempt(task_id).end()
-        stage.advance(3_600)
         stage.clock.advance_ms(86_400_000)
         stage.advance(1)
         assert stage.journal.head.sessions.by_id == {}, "sessions that nobody asks for again are closed"
