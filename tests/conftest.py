@@ -14,7 +14,9 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # No test asserts how long something takes, on a machine that may be busy: no deadline.
 settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=2_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# Continuous integration: the same examples in every run, so that only a change of the code changes the result.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
