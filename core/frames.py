@@ -113,7 +113,7 @@ def decode_facts(raw: bytes) -> list[Fact]:
         return []
     try:
         return _facts_decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         msg = f"a frame's facts cannot be decoded: {error}"
         raise CorruptJournalError(msg) from error
 

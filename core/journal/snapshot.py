@@ -54,7 +54,7 @@ def read_snapshot(path: Path) -> Snapshot:
     """A snapshot whose state matches its digest. :raises CorruptJournalError: it does not, or is of another version."""
     try:
         snapshot = msgspec.msgpack.decode(zlib.decompress(path.read_bytes()), type=Snapshot)
-    except (OSError, zlib.error, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, zlib.error, msgspec.MsgspecError) as error:
         msg = f"snapshot {path.name} cannot be read: {error}"
         raise CorruptJournalError(msg) from error
     if snapshot.format != _FORMAT:

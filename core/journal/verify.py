@@ -151,7 +151,7 @@ class _Content:
             seq = frame.first_seq + fact.offset
             try:
                 payload = decode_payload(fact.name, fact.version, fact.data)
-            except (CorruptJournalError, msgspec.MsgspecError) as error:
+            except (CorruptJournalError, ValueError, msgspec.MsgspecError) as error:
                 self._found("undecodable", frame, seq, f"seq {seq} cannot be decoded: {error}")
                 continue
             self._look_at(frame, seq, payload, transcripts)
