@@ -198,12 +198,7 @@ class EventLog:
             "pool_id": event.pool_id,
             "replica_id": event.replica_id,
             "attempt": event.attempt,
-            "candidates_considered": decision.candidates_considered,
-            "filters_applied": [f.name for f in decision.filters_applied if f.excluded],
-            "tie_breakers_applied": decision.tie_breakers_applied,
-            "pinned": decision.pinned,
-            "fallback_used": decision.fallback_used,
-            "decision_reason": decision.decision_reason,
+            **msgspec.to_builtins(decision),
         }
         reason = decision.decision_reason.rstrip(".")
         return "info", fields, f"Task {event.task_id} goes to pool {event.pool_id}: {reason}."

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .config import Loaded
 
 _log = logging.getLogger("llama_orch.journal")
-#: with more live tasks than this the server's own digest would hold up its loop; the fold is then not compared
+#: with more live tasks than this, or more of what is small (keys, sessions, streams), the server's own digest would
+#: hold up its loop; the fold is then not compared
 _DIGEST_TASKS = 500
+_DIGEST_ROWS = 5000
 _LIMIT_S = 600
 
 
@@ -43,7 +45,9 @@ class Snapshots:
         self._since = self._journal.committed_seq
         head = self._journal.head
         expect = ""
-        if head.next_seq == self._journal.committed_seq and len(head.tasks.by_no) <= _DIGEST_TASKS:
+        rows = len(head.tasks.keys) + len(head.sessions.by_id) + len(head.positions)
+        small = len(head.tasks.by_no) <= _DIGEST_TASKS and rows <= _DIGEST_ROWS
+        if small and head.next_seq == self._journal.committed_seq:
             expect = head.digest()
         self._task = asyncio.get_running_loop().create_task(self._write(self._journal.committed_frame, expect))
 

@@ -15,6 +15,7 @@ from llama_orch.api.logs import EventLog, LineWriter, LogHandler
 from llama_orch.api.redact import HIDDEN, redact, redact_text
 from llama_orch.core.events.task import (
     DecisionRecord,
+    FilterRecord,
     TaskAdmitted,
     TaskCancelled,
     TaskEnded,
@@ -27,8 +28,8 @@ from llama_orch.core.projections.projection import Recorded
 DECISION = DecisionRecord(
     selected_pool_id="p",
     candidates_considered=["p", "q"],
-    filters_applied=[],
-    scores_ms={},
+    filters_applied=[FilterRecord(name="context", excluded={"r": "9000 tokens do not fit 4096"})],
+    scores_ms={"p": 70, "q": 90},
     tie_breakers_applied=["least loaded"],
     pinned=False,
     fallback_used=False,
@@ -130,6 +131,9 @@ def test_lines_have_the_fields_of_their_moment() -> None:
     assert (placed["pool_id"], placed["decision_reason"]) == ("p", "it ends first")
     assert (placed["candidates_considered"], placed["tie_breakers_applied"]) == (["p", "q"], ["least loaded"])
     assert (placed["pinned"], placed["fallback_used"]) == (False, False)
+    assert (placed["selected_pool_id"], placed["scores_ms"]) == ("p", {"p": 70, "q": 90})
+    (left_out,) = placed["filters_applied"]
+    assert left_out == {"name": "context", "excluded": {"r": "9000 tokens do not fit 4096"}}
     where = {"engine": "e", "engine_version": "v", "pool_id": "p", "replica_id": "r0", "model_digest": "d"}
     for line in (started, cancelled, ended):
         assert where.items() <= line.items()
