@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from llama_orch.core.entries import EntryBatch, batch_of
 from llama_orch.core.events.lease import LeaseReleased
 from llama_orch.core.events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
 from llama_orch.core.services.container import Services
+from llama_orch.core.settings import PoolSettings, TimeoutSettings
 from llama_orch.core.types import Entry
 
 from ...support.stage import Stage, on_stage, settings_for
@@ -309,6 +311,23 @@ def test_an_idle_engine_is_ended_by_the_watchdog() -> None:
         assert stage.state(task_id) == "running"
         stage.advance(2)
         assert stage.ended(task_id).code == "DECODE_TIMEOUT"
+        assert stage.attempt(task_id).cancelled
+        stage.attempt(task_id).free()
+
+
+def test_an_attempt_that_runs_too_long_is_ended_by_the_watchdog_though_it_speaks() -> None:
+    pool = PoolSettings(id="p", engine="mock", model="m", slots=1, timeouts=TimeoutSettings(wall_ms=10_000))
+    settings = msgspec.structs.replace(settings_for({"p": 1}), pools=[pool])
+    with on_stage(settings=settings) as stage:
+        task_id = started(stage)
+        for _ in range(9):
+            stage.attempt(task_id).say("a")
+            stage.advance(1)
+        assert stage.state(task_id) == "running"
+        stage.advance(2)
+        ended = stage.ended(task_id)
+        assert ended.code == "DECODE_TIMEOUT"
+        assert "timeouts.wall_ms" in ended.message
         assert stage.attempt(task_id).cancelled
         stage.attempt(task_id).free()
 
