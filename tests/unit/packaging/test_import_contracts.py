@@ -12,6 +12,7 @@ import pytest
 LAYERS = "Inside core a layer imports only what is below it"
 ALONE = "core knows no plugin, no engine process, no HTTP and no command line"
 WIRE = "core knows no web framework, no HTTP client and no database driver"
+FOLDS = "Folds know no clock, no randomness, no files, no network and no threads"
 PLUGINS = "Built-in plugins import llama_orch.plugins alone, as a third party's would"
 OUTER = "The command line stands on the API and the pools, these on core and the plugins"
 HAIKU = "The bundled model's package imports nothing of the rest"
@@ -48,6 +49,8 @@ def test_the_repository_keeps_every_contract(clean_copy: Path):
         ("core/services/planted.py", "import falcon", WIRE),
         ("core/journal/planted.py", "import sqlite3", WIRE),
         ("core/journal/planted.py", "import psycopg", WIRE),
+        ("core/projections/planted.py", "import time", FOLDS),
+        ("core/projections/queue.py", "from random import random", FOLDS),
         ("plugins/engines/planted.py", "from ...core import errors", PLUGINS),
         ("plugins/policy/planted.py", "from ...core import services", PLUGINS),
         ("plugins/storage/planted.py", "from ... import pools", PLUGINS),
