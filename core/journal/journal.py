@@ -38,6 +38,7 @@ from ..projections.tasks import TaskState
 from ..registry import encode_payload, load_all
 from ..types import TaskPhase
 from .committer import Committer, CommitThread, Durability, MakeCommitter, MakeDurability, Syncer, attempt
+from .event_time import EventTime
 from .live import LiveStream, Segment
 from .observed import Observed
 from .options import JournalOptions as JournalOptions
@@ -81,7 +82,7 @@ class Journal(Observed):
         self._urandom = urandom
         self._monotonic = monotonic
         self._store = store
-        self._clock = clock
+        self._time = EventTime(clock)
         self._options = options
         self._loop: asyncio.AbstractEventLoop = asyncio.get_event_loop()
         self._inline = store.commits_inline if options.inline is None else options.inline
@@ -230,8 +231,8 @@ class Journal(Observed):
         return JournalUnavailableError(msg, retry_after_ms=1000, outcome_unknown=outcome_unknown)
 
     def now_ns(self) -> int:
-        """Event time: the clock's, never before the last event's."""
-        return max(self._clock.now_ns(), self.head.time_ns)
+        """Event time, never before the last event's."""
+        return self._time.now_ns(self.head.time_ns)
 
     def append(
         self,
@@ -285,7 +286,7 @@ class Journal(Observed):
             return True
         pending = self._pending
         tokens = n if batch.tokens is None else sum(batch.tokens)
-        elapsed = max(0, (self._clock.now_ns() - state.entry_ns) // 1000)
+        elapsed = max(0, (self.now_ns() - state.entry_ns) // 1000)
         if n == 1:
             batch.dts_us[0] = elapsed
         else:

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from ..errors import WorkerResetError
 from ..events.pool import PoolDeclared, PoolDraining, PoolReady, PoolRetired, PoolUnready
-from ..events.task import TaskEnded, TaskStarted
+from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced
 from .projection import Projection, Recorded, on
 
 
@@ -29,6 +30,10 @@ class PoolState(msgspec.Struct, kw_only=True):
     first_token_us: int = 0
     #: learnt tokens per task, thousandths
     output_mtok: int = 0
+    #: attempts that broke off since one ended well
+    failures: int = 0
+    #: until when it is passed over for that, Unix ns
+    suspect_until_ns: int = 0
 
     @property
     def slots(self) -> int:
@@ -38,14 +43,22 @@ class PoolState(msgspec.Struct, kw_only=True):
         return min(self.declared.slots or self.observed.slots, self.observed.slots)
 
 
+#: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row
+_SUSPECT_NS = 50_000_000
+_SUSPECT_MAX_NS = 5_000_000_000
+#: reasons of broken attempts that are no fault of the engine
+_NO_FAULT = frozenset({"restart", "diverged"})
+
+
 class Pools(Projection):
     """Pools by id, and which serve a model."""
 
     name = "pools"
+    version = 2
 
     def __init__(self) -> None:
         self.by_id: dict[str, PoolState] = {}
-        #: pool of each started task, to learn rates from its end
+        #: pool of each placed task, to learn from its end
         self._running: dict[str, str] = {}
 
     def group_of(self, model_ref: str) -> str | None:
@@ -107,14 +120,31 @@ class Pools(Projection):
         if pool is not None:
             pool.draining = True
 
-    @on(TaskStarted)
-    def _task_started(self, record: Recorded) -> None:
+    @on(TaskPlaced)
+    def _task_placed(self, record: Recorded) -> None:
         self._running[record.payload.task_id] = record.payload.pool_id
+
+    @on(TaskAttemptFailed)
+    def _attempt_failed(self, record: Recorded) -> None:
+        event: TaskAttemptFailed = record.payload
+        if event.code not in _NO_FAULT:
+            self._suspect(event.pool_id, record.time_ns)
+
+    def _suspect(self, pool_id: str, now_ns: int) -> None:
+        pool = self.by_id.get(pool_id)
+        if pool is not None:
+            pause = min(_SUSPECT_NS << min(pool.failures, 10), _SUSPECT_MAX_NS)
+            pool.failures += 1
+            pool.suspect_until_ns = now_ns + pause
 
     @on(TaskEnded)
     def _task_ended(self, record: Recorded) -> None:
         event: TaskEnded = record.payload
         pool = self.by_id.get(self._running.pop(event.task_id, ""))
+        if pool is not None and event.outcome == "completed":
+            pool.failures = 0
+        elif pool is not None and event.code == WorkerResetError.code:
+            self._suspect(pool.declared.pool_id, record.time_ns)
         if pool is not None and event.tokens_out:
             tokens = event.tokens_out * 1000
             pool.output_mtok = tokens if not pool.output_mtok else (pool.output_mtok * 7 + tokens) // 8

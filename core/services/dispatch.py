@@ -38,10 +38,6 @@ from .engines import EngineDirectory
 from .placement import Placement
 from .texts import TaskTexts
 
-#: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row
-_SUSPECT_NS = 50_000_000
-_SUSPECT_MAX_NS = 5_000_000_000
-
 
 class Dispatcher:
     """Places tasks and runs their attempts."""
@@ -67,7 +63,8 @@ class Dispatcher:
         self._new_id = new_id
         self.attempts: dict[str, Attempt] = {}
         self._events = AttemptEvents(self._on_started, self._on_ended, self._on_failed, self._on_diverged)
-        self._failures: dict[str, int] = {}
+        #: groups that are pumped again once a pool is trusted again
+        self._later: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         #: leases whose slots are being watched until they are seen free
         self.watched: set[str] = set()
@@ -89,7 +86,21 @@ class Dispatcher:
         while (queue := head.queue.groups.get(group)) is not None:
             task_id = self._next(queue)
             if task_id is None or not self._place(head.tasks.live[task_id]):
+                self._pump_later(group)
                 return
+
+    def _pump_later(self, group: str) -> None:
+        """Pools that are passed over for a moment are looked at again when it is over."""
+        now = self._journal.now_ns()
+        pools = self._journal.head.pools.serving(group)
+        until = [p.suspect_until_ns for p in pools if p.ready and p.suspect_until_ns > now]
+        if until and group not in self._later:
+            self._later.add(group)
+            asyncio.get_running_loop().call_later((min(until) - now) / 1e9 + 0.001, self._pump_now, group)
+
+    def _pump_now(self, group: str) -> None:
+        self._later.discard(group)
+        self.pump(group)
 
     def pump_all(self) -> None:
         """Pump every group."""
@@ -332,7 +343,6 @@ class Dispatcher:
 
     def _on_ended(self, attempt: Attempt, end: AttemptEnd) -> None:
         self.attempts.pop(attempt.task_id, None)
-        self._failures.pop(attempt.pool_id, None)
         state = self._journal.head.tasks.live.get(attempt.task_id)
         if state is None:
             return
@@ -360,10 +370,6 @@ class Dispatcher:
         pool_id, said = attempt.pool_id, failure.message.encode(errors="replace").decode()
         if not failure.retriable:
             return self._end(state, "failed", "error", error=_refusal(failure.kind, said, pool_id))
-        fails = self._failures[pool_id] = self._failures.get(pool_id, 0) + 1
-        pause = min(_SUSPECT_NS << min(fails - 1, 10), _SUSPECT_MAX_NS)
-        self._placement.suspects[pool_id] = self._journal.now_ns() + pause
-        asyncio.get_running_loop().call_later(pause / 1e9 + 0.001, self.pump_all)
         interrupted = state.entries and state.admitted.recovery == "none"
         if state.failures + 1 >= self._settings.admission.max_attempts or interrupted:
             code = "INTERRUPTED" if interrupted else "WORKER_RESET"

@@ -104,12 +104,10 @@ def unmet_wish(
 
 
 class Placement:
-    """Asks the configured policy; what it cannot know (suspect pools, strict runs) is filtered before."""
+    """Asks the configured policy; what it does not know (suspect pools, strict runs) is filtered before."""
 
     def __init__(self, policy: PlacementPolicy) -> None:
         self.policy = policy
-        #: pools of which an attempt just broke off, until when (ns); they are passed over meanwhile
-        self.suspects: dict[str, int] = {}
 
     def snapshot(self, head: Head, group: str, now_ns: int) -> PlacementSnapshot:
         """All that a decision about this group may read."""
@@ -119,7 +117,7 @@ class Placement:
                 pool_view(
                     pool,
                     head.leases.count(pool.declared.pool_id),
-                    suspect=self.suspects.get(pool.declared.pool_id, 0) > now_ns,
+                    suspect=pool.suspect_until_ns > now_ns,
                 )
                 for pool in head.pools.serving(group)
             ),

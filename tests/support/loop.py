@@ -47,6 +47,16 @@ class StepLoop(asyncio.SelectorEventLoop):
                 if not future.cancelled():
                     future.set_result(result)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What is called in here believes that it is called on this loop, as it would be."""
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(before)
+
     def turn(self) -> None:
         """One turn: everything that is ready now, but nothing that follows from it."""
         self.call_soon(self.stop)

@@ -171,7 +171,8 @@ class Stage:
     def pool_ready(self, name: str) -> None:
         """The pool's engine is ready."""
         properties = self.engines[name].own_properties()
-        self.services.pools.ready(name, properties, generation=1, load_ms=0, decode_mtok_s=50_000)
+        with self.loop.running():
+            self.services.pools.ready(name, properties, generation=1, load_ms=0, decode_mtok_s=50_000)
 
     def crash(self, *, power: bool = False) -> None:
         """The process is gone at once; engines notice, readers' connections break."""
