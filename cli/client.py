@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from . import exits
-from .exits import CliError
+from .exits import AskAgainError, CliError
 from .sse import Frame, frames
 
 #: a stream sends a comment at least every 15 s; a silence of this length is a dead connection
@@ -148,7 +148,10 @@ class Client:
             answer = connection.getresponse()
             text = answer.read()
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
+            # A task that names its own id is the same task when it is sent again.
+            repeatable = method == "GET" or (isinstance(body, dict) and "task_id" in body)
+            kind = AskAgainError if repeatable and not isinstance(error, TimeoutError) else CliError
+            raise self._unreachable(error, kind) from error
         finally:
             connection.close()
         if answer.status >= 400:
@@ -164,13 +167,14 @@ class Client:
         assert parts.hostname is not None, "checked when the client was made"
         return kind(parts.hostname, parts.port, timeout=timeout_s)
 
-    def _unreachable(self, error: Exception) -> CliError:
+    def _unreachable(self, error: Exception, kind: type[CliError] = CliError) -> CliError:
         what = "took too long to answer" if isinstance(error, (TimeoutError, socket.timeout)) else "does not answer"
-        return CliError(
+        return kind(
             f"the server at {self.url} {what} ({str(error) or type(error).__name__})",
             remedy="`llama-orch status` shows what runs; `llama-orch serve` starts a server.",
             status=exits.UNREACHABLE,
             code="UNREACHABLE",
+            url=self.url,
         )
 
     @staticmethod

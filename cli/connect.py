@@ -7,12 +7,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from . import exits
-from .exits import CliError
+from .exits import AskAgainError, CliError
 from .shell import Shell
 
 if TYPE_CHECKING:
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from .config import Loaded
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 30.0
+#: how long a server that was told to end may take before it is left to itself
+_END_TIMEOUT_S = 10.0
+_MOST_SERVERS = 20
+_LARGEST_LOG_BYTES = 1_048_576
 _LOOK_AGAIN_S = 0.02
 #: causes of a pool that is on its way
 _STARTING = frozenset({"", "starting", "loading", "not ready"})
+T = TypeVar("T")
+
 #: what a server for one call says, in its data directory
 SERVER_LOG = "temporary-server.log"
 
@@ -59,25 +64,80 @@ def client_of(options: argparse.Namespace, shell: Shell) -> Client:
     return Client(found.url, token=_token(shell), relocate=lambda: _url_now(data_dir))
 
 
-@contextlib.contextmanager
-def client_or_own_server(options: argparse.Namespace, shell: Shell) -> Iterator[Client]:
-    """A client for the server that is up, else for one that lives as long as the ``with`` block."""
-    named = options.url or shell.environ.get("LLORCH_URL")
-    if named:
-        yield client_of(options, shell)
-        return
-    from . import server_file
+class Servers:
+    """The server that is named or up, else one that lives as long as the ``with`` block.
 
-    loaded = loaded_from(options, shell)
-    if server_file.read(loaded.data_dir) is not None:
-        client = client_of(options, shell)
+    A server that another call started for itself may end between finding and asking it; then the next one is found, or
+    an own one started.
+    """
+
+    def __init__(self, options: argparse.Namespace, shell: Shell) -> None:
+        self._options, self._shell = options, shell
+        self._held = contextlib.ExitStack()
+        self._client: Client | None = None
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._held.close()
+
+    def ask(self, action: Callable[[Client], T]) -> T:
+        """What ``action`` answers; it is called again when its server went away and that does no harm (:class:`AskAgainError`).
+
+        :raises CliError: no server can be had, or the action's own.
+        """
+        left = _MOST_SERVERS
+        while True:
+            left -= 1
+            try:
+                if self._client is None:
+                    self._client = self._find()
+                return action(self._client)
+            except AskAgainError as error:
+                if not left or not self._gone(str(error.details["url"])):
+                    raise
+                self._held.close()
+                self._client = None
+
+    def _find(self) -> Client:
+        options, shell = self._options, self._shell
+        if options.url or shell.environ.get("LLORCH_URL"):
+            return client_of(options, shell)
+        from . import server_file
+        from .client import Client
+
+        loaded = loaded_from(options, shell)
+        found = server_file.read(loaded.data_dir)
+        if found is None:
+            return self._start(loaded)
+        client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
+        if found.temporary:
+            client.relocate = lambda: _url_now(loaded.data_dir) or self._start(loaded).url
         _await_pools(client, shell)
-        yield client
-        return
-    shell.status("starting a server for this call …")
-    with own_server(loaded, shell, arguments=_arguments(options)) as client:
         shell.clear_status()
-        yield client
+        return client
+
+    def _start(self, loaded: Loaded) -> Client:
+        """A server of one's own, until this block ends."""
+        self._shell.status("starting a server for this call …")
+        client = self._held.enter_context(own_server(loaded, self._shell, arguments=_arguments(self._options)))
+        self._shell.clear_status()
+        return client
+
+    def _gone(self, url: str) -> bool:
+        """Whether the server at ``url`` ended, or does so in a moment; a named one is not ours to replace."""
+        from . import server_file
+
+        if self._options.url or self._shell.environ.get("LLORCH_URL"):
+            return False
+        data_dir = loaded_from(self._options, self._shell).data_dir
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while (found := server_file.read(data_dir)) is not None and found.url == url:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+        return True
 
 
 @contextlib.contextmanager
@@ -94,7 +154,8 @@ def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[C
 
     make_data_directory(loaded.data_dir)
     log = loaded.data_dir / SERVER_LOG
-    with _open_private(log) as log_file:
+    with _open_log(log) as log_file:
+        said_before = log_file.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", "llama_orch.cli.main", "serve", "--bind", "127.0.0.1:0", "--until-eof", *arguments],
             stdin=subprocess.PIPE,
@@ -104,19 +165,18 @@ def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[C
             start_new_session=True,
         )
     try:
-        yield _wait_ready(child, loaded, log, shell)
+        yield _wait_ready(child, loaded, shell, lambda: _last_words(log, said_before))
     finally:
         assert child.stdin is not None, "it was asked for"
         with contextlib.suppress(OSError):
             child.stdin.close()
         try:
-            child.wait(_STOP_TIMEOUT_S)
+            child.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            shell.note("The server goes on, since others use it; it ends when their tasks have ended.")
 
 
-def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, log: Path, shell: Shell) -> Client:
+def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, shell: Shell, last_words: Callable[[], str]) -> Client:
     """A client for the server on the data directory: the child, or one that was quicker."""
     from . import server_file
     from .client import Client
@@ -126,13 +186,13 @@ def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, log: Path, shell
         if child.poll() is not None:
             raise CliError(
                 "the server for this call did not start",
-                remedy=f"It said: {_last_words(log)}",
+                remedy=f"It said: {last_words()}",
                 status=child.returncode if child.returncode in exits.MEANINGS and child.returncode else exits.FAILED,
             )
         if time.monotonic() > deadline:
             raise CliError(
                 f"the server for this call was not up after {_START_TIMEOUT_S:g} s",
-                remedy=f"Its log is {log}; its last words: {_last_words(log)}",
+                remedy=f"Its log is {loaded.data_dir / SERVER_LOG}; its last words: {last_words()}",
                 status=exits.REFUSED,
             )
         time.sleep(_LOOK_AGAIN_S)
@@ -193,9 +253,9 @@ def _listed(causes: dict[str, str]) -> str:
     return ", ".join(f"{pool}: {cause}" for pool, cause in sorted(causes.items()))
 
 
-def _last_words(log: Path, lines: int = 4) -> str:
+def _last_words(log: Path, start: int, lines: int = 4) -> str:
     try:
-        said = log.read_text("utf-8", "replace").strip().splitlines()
+        said = log.read_bytes()[start:].decode("utf-8", "replace").strip().splitlines()
     except OSError:
         said = []
     errors = [n for n, line in enumerate(said) if line.startswith("llama-orch: ")]
@@ -225,5 +285,10 @@ def _token(shell: Shell) -> str:
     return shell.environ.get("LLORCH_API_TOKEN") or "local"
 
 
-def _open_private(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+def _open_log(path: Path) -> IO[bytes]:
+    """The log to append to, readable by its owner alone; a long one begins anew."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    if file.tell() > _LARGEST_LOG_BYTES:
+        file.truncate(0)
+        file.seek(0)
+    return file

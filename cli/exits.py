@@ -59,3 +59,7 @@ class UsageError(CliError):
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy, status=USAGE, code="USAGE")
+
+
+class AskAgainError(CliError):
+    """The server went away; the same request may be sent again, to it or to the next one, without being done twice."""

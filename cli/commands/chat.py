@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING
 
 from .. import exits
 from ..asking import add_request_arguments, model_of, parameters
 from ..command import command
-from ..connect import client_or_own_server
+from ..connect import Servers
 from ..exits import CliError
 from ..following import Follower
 from ..shell import Shell
 from .run import ask
-
-if TYPE_CHECKING:
-    from ..client import Client
 
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends; Ctrl-C cancels an answer."
 
@@ -27,22 +23,22 @@ def chat(options: argparse.Namespace, shell: Shell) -> int:
     /reset forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends; Ctrl-C cancels an answer.
     With --json each answer is one JSON object on a line.
     """
-    with client_or_own_server(options, shell) as client:
-        return Conversation(client, options, shell).hold()
+    with Servers(options, shell) as servers:
+        return Conversation(servers, options, shell).hold()
 
 
 class Conversation:
     """What was said, and the loop that adds to it."""
 
-    def __init__(self, client: Client, options: argparse.Namespace, shell: Shell) -> None:
-        self._client, self._options, self._shell = client, options, shell
+    def __init__(self, servers: Servers, options: argparse.Namespace, shell: Shell) -> None:
+        self._servers, self._options, self._shell = servers, options, shell
         self._system: str | None = options.system
         self._said: list[dict[str, str]] = []
 
     def hold(self) -> int:
         """Read and answer until the input ends; the exit status of the last failed answer, 0 if none failed."""
         typed = self._shell.stdin.isatty()
-        model = model_of(self._client, self._options.model)
+        model = self._servers.ask(lambda client: model_of(client, self._options.model))
         if typed:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - line editing and recall for input()
@@ -99,7 +95,7 @@ class Conversation:
         system = [{"role": "system", "content": self._system}] if self._system else []
         follower = Follower(self._shell, show_text=not self._shell.as_json)
         request = {**parameters(self._options), "workload": "chat", "messages": [*system, *self._said]}
-        status = ask(self._client, request, model, follower, self._shell)
+        status = ask(self._servers, request, model, follower, self._shell)
         said = "".join(follower.text)
         if status == exits.INTERRUPTED and not said:
             self._said.pop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import exits
 from ..asking import add_request_arguments, messages_of, model_of, parameters, prompt_of
 from ..command import command
-from ..connect import client_or_own_server
+from ..connect import Servers
 from ..exits import CliError
 from ..following import Follower, Terminated, terminations
 from ..shell import Shell
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace, shell: Shell) -> int:
         request |= {"workload": "completion", "prompt": prompt}
     else:
         request |= {"workload": "chat", "messages": messages_of(prompt, options.system)}
-    with client_or_own_server(options, shell) as client:
+    with Servers(options, shell) as servers:
         follower = Follower(shell, show_text=not shell.as_json)
-        status = ask(client, request, options.model, follower, shell)
+        status = ask(servers, request, options.model, follower, shell)
         if shell.as_json and follower.end:
             shell.json(
                 {
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, shell: Shell) -> int:
         return status
 
 
-def ask(client: Client, request: dict[str, Any], model: str | None, follower: Follower, shell: Shell) -> int:
+def ask(servers: Servers, request: dict[str, Any], model: str | None, follower: Follower, shell: Shell) -> int:
     """Submit the request and follow it to its end; an interruption cancels it.
 
     The task's id is made here, so that the task can be cancelled at any moment and a repeated submission is the same one.
@@ -68,16 +68,20 @@ def ask(client: Client, request: dict[str, Any], model: str | None, follower: Fo
     import uuid
 
     task_id = request["task_id"] = str(uuid.uuid4())
-    submitted = False
+    asked: list[Client] = []
+
+    def submit(client: Client) -> Client:
+        request["model_ref"] = model_of(client, model)
+        asked.append(client)
+        client.post("/v1/tasks", request)
+        return client
+
     try:
         with terminations():
-            request["model_ref"] = model_of(client, model)
-            submitted = True
-            client.post("/v1/tasks", request)
-            follower.follow(client.stream(task_id))
+            follower.follow(servers.ask(submit).stream(task_id))
     except (KeyboardInterrupt, Terminated, BrokenPipeError) as stop:
-        if submitted:
-            _cancel(client, task_id, shell)
+        if asked:
+            _cancel(asked[-1], task_id, shell)
         if isinstance(stop, BrokenPipeError):
             raise
         follower.finish_line()

@@ -42,13 +42,13 @@ def test_run_at_a_terminal_without_a_server_shows_what_it_does(home):
     assert "on haiku · seed " in done.out
 
 
-def test_two_runs_at_once_both_get_their_answer(home):
+def test_runs_at_once_all_get_their_answer_whoever_starts_the_server(home):
     processes = [
         home.popen("run", f"Write a haiku about {topic}", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for topic in ("rain", "snow")
+        for topic in ("rain", "snow", "the sea", "autumn")
     ]
     ended = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [exits.OK, exits.OK], ended
+    assert {process.returncode for process in processes} == {exits.OK}, ended
     assert all(is_haiku(out.decode()) for out, _ in ended)
     assert engine_processes(home) == []
 
