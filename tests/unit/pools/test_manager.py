@@ -210,7 +210,12 @@ def test_an_engine_of_another_configuration_is_reaped_and_replaced(data_dir):
 
 def waiting_process(environment):
     """A process that does nothing until its input is closed."""
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, **environment})
+    return subprocess.Popen(
+        [sys.executable, "-c", "input()"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **environment},
+        start_new_session=True,  # as an engine has, so that a signal to its group would meet it
+    )
 
 
 def orphan(data_dir, marker):
