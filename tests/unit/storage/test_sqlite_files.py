@@ -67,8 +67,8 @@ def test_an_unknown_option_is_refused_by_name(scheme: str) -> None:
 
 _MOUNTS = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-40 22 0:35 / /home rw - nfs4 server:/home rw
-41 40 254:1 / /home/me/fast\\040disk rw - xfs /dev/vdb rw
+40 22 0:35 / /srv/share rw - nfs4 server:/share rw
+41 40 254:1 / /srv/share/fast\\040disk rw - xfs /dev/vdb rw
 42 22 0:36 / /mnt rw,nosuid - fuse.sshfs me@host: rw
 """
 
@@ -77,8 +77,8 @@ _MOUNTS = """\
     "folder,kind",
     [
         ("/var/lib/llama-orch", ""),
-        ("/home/me/data", "nfs4"),
-        ("/home/me/fast disk/data", ""),
+        ("/srv/share/data", "nfs4"),
+        ("/srv/share/fast disk/data", ""),
         ("/mnt", "fuse.sshfs"),
         ("/mnt2", ""),
     ],
