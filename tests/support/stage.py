@@ -19,6 +19,7 @@ from llama_orch.core.journal.index import pack_frame_numbers, rebuild, unpack_fr
 from llama_orch.core.journal.journal import Journal, JournalOptions
 from llama_orch.core.journal.replay import replay
 from llama_orch.core.ports import IndexRow
+from llama_orch.core.projections.head import Head
 from llama_orch.core.projections.projection import Recorded
 from llama_orch.core.services.admission import Admission
 from llama_orch.core.services.caller import Caller
@@ -89,6 +90,8 @@ class Stage:
         self._buffer_bytes = buffer_bytes
         self._window_s = window_s
         self.fatal: list[JournalError] = []
+        #: number and hash of a frame, and head as of it, in bytes
+        self.snapshots: list[tuple[int, bytes, bytes]] = []
         #: facts as observers were told of them, over all lives of the server
         self.told: list[Recorded] = []
         self._committer: HandCommitter | None = None
@@ -313,6 +316,16 @@ class Stage:
         """The task's state by its route."""
         return self.info(task_id).state
 
+    def snapshot(self) -> bool:
+        """Keep head as it is now, to replay the rest from it later; whether all of it was committed."""
+        journal = self.journal
+        if not self.up or journal.status != "ok" or journal.committed_seq != journal.head.next_seq:
+            return False
+        last = self.disk.frames[-1]
+        assert last.frame_no == journal.committed_frame
+        self.snapshots.append((last.frame_no, last.hash, msgspec.json.encode(journal.head.dump())))
+        return True
+
     # --- what the disk says ----------------------------------------------------------------------------------------
 
     def facts(self, *kinds: type) -> list[Recorded]:
@@ -404,6 +417,13 @@ def check_journal(stage: Stage) -> None:
     if stage.up and stage.journal.status == "ok" and stage.journal.committed_seq == stage.journal.head.next_seq:
         assert again.head.dump() == stage.journal.head.dump()
         assert again.head.digest() == stage.journal.head.digest()
+    for number, digest, dump in stage.snapshots:
+        if number > len(stage.disk.frames) or stage.disk.frames[number - 1].hash != digest:
+            continue  # power loss took the frame
+        head = Head()
+        head.load(msgspec.json.decode(dump))
+        assert replay(reader, head, number).head.dump() == again.head.dump()
+        assert head.digest() == again.head.digest()
     built = [_without_dropped(row, stage.disk) for row in rebuild(reader)]
     kept = [_without_dropped(row, stage.disk) for row in stage.disk.index.values()]
     assert sorted(built, key=lambda row: row.task_no) == sorted(kept, key=lambda row: row.task_no)
