@@ -24,7 +24,7 @@ from .gate import Gate
 from .metrics import Metrics
 from .openapi import document, to_json
 from .operations import Context
-from .problems import RouteError, body_of, headers_of, internal
+from .problems import RouteError, body_of, headers_of, internal, told
 
 _log = logging.getLogger("llama_orch.api")
 
@@ -78,6 +78,7 @@ def create_app(
         resp.data = body_of(error, shapes.get(req.uri_template or "", "native"), correlation)
 
     async def known(req: Request, resp: Response, error: OrchError, params: dict[str, Any]) -> None:
+        error = told(error)
         if error.status >= 500:
             _log.warning(
                 "%s: %s", error.code, error.message, extra={"correlation_id": req.scope["llama_orch.correlation"]}

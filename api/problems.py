@@ -7,7 +7,13 @@ from typing import Any
 
 import msgspec
 
-from ..core.errors import InternalError, OrchError
+from ..core.errors import (
+    InternalError,
+    JournalUnavailableError,
+    OrchError,
+    StoreRefusedError,
+    StoreUnknownError,
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,6 +49,13 @@ class RouteError(OrchError):
         super().__init__(message, field=field, got=got, remedy=remedy)
         self.status = status  # type: ignore[misc]
         self.code = code  # type: ignore[misc]
+
+
+def told(error: OrchError) -> OrchError:
+    """The error as callers are told of it: a database that cannot be read now is a journal that is not there now."""
+    if isinstance(error, (StoreRefusedError, StoreUnknownError)):
+        return JournalUnavailableError(error.message, retry_after_ms=1000)
+    return error
 
 
 def headers_of(error: OrchError) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ..core.errors import InternalError, JournalUnavailableError, OrchError
 from ..core.journal.live import Segment
 from ..core.services.streams import LiveItems
 from .connection import Connection, Send
+from .problems import told
 
 EVENT_STREAM = "text/event-stream"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -81,7 +82,7 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
             # The server stops: the reader comes back with its last id.
             final = renderer.broken(JournalUnavailableError("the server stops", retry_after_ms=1000))
     except OrchError as error:
-        final = renderer.broken(error)
+        final = renderer.broken(told(error))
     except Exception:
         _log.exception("a stream broke off")
         final = renderer.broken(InternalError("a defect in the server broke this stream off"))

@@ -16,6 +16,8 @@ from llama_orch.core.errors import (
     ModelNotFoundError,
     PoolUnreadyError,
     ResumeLostError,
+    StoreRefusedError,
+    StoreUnknownError,
 )
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
@@ -107,6 +109,16 @@ def test_errors_of_services_keep_code_status_and_details(
             assert native.json()[name] == compat.json()["error"][name]
     if status == 503:
         assert native.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("error", [StoreRefusedError("locked"), StoreUnknownError("no such file")])
+def test_a_database_that_cannot_be_read_now_is_no_defect(ask: Ask, services: FakeServices, error: Exception) -> None:
+    services.error = error
+    answer = ask("GET", f"/v1/tasks/{TASK}")
+    assert (answer.status, answer.json()["code"], answer.json()["retriable"]) == (503, "JOURNAL_UNAVAILABLE", True)
+    services.error, services.items = None, [[STARTED], error]
+    streamed = ask("GET", f"/v1/tasks/{TASK}/stream")
+    assert b'"code":"JOURNAL_UNAVAILABLE"' in streamed.body
 
 
 def test_openai_names_its_own_parameter(ask: Ask, services: FakeServices) -> None:
