@@ -92,6 +92,19 @@ class Queue(Projection):
                 for ticket in sorted(lane.tasks):
                     yield lane.tasks[ticket], priority
 
+    def first_waiting(self, group: str, limit: int) -> list[str]:
+        """The first tasks of a group in the order of its lanes, at most ``limit`` of each lane."""
+        out: list[str] = []
+        queue = self.groups.get(group)
+        for lane in (queue.interactive, queue.batch) if queue is not None else ():
+            ticket = lane.tickets.first()
+            left = limit
+            while ticket is not None and left:
+                out.append(lane.tasks[ticket])
+                ticket = lane.tickets.after(ticket)
+                left -= 1
+        return out
+
     def depth(self) -> int:
         """Tasks queued in all groups."""
         return sum(len(q) for q in self.groups.values())

@@ -10,7 +10,8 @@ from bisect import bisect_left, insort
 
 _LEAF_BITS = 12
 _LEAF_MASK = (1 << _LEAF_BITS) - 1
-_GROUP_BITS = _LEAF_BITS + 6
+_LEAVES_BITS = 6
+_GROUP_BITS = _LEAF_BITS + _LEAVES_BITS
 
 
 class RankSet:
@@ -80,11 +81,28 @@ class RankSet:
 
     def first(self) -> int | None:
         """The smallest member, or ``None``."""
-        if not self._groups:
-            return None
-        group = self._groups[0]
-        occupied = self._occupied[group]
-        at = (occupied & -occupied).bit_length() - 1
-        leaf = group << 6 | at
-        bits = self._leaves[leaf]
-        return leaf << _LEAF_BITS | ((bits & -bits).bit_length() - 1)
+        return self._first_of_group(0, -1)
+
+    def after(self, number: int) -> int | None:
+        """The smallest member above ``number``, or ``None``."""
+        leaf, group = number >> _LEAF_BITS, number >> _GROUP_BITS
+        above = self._leaves.get(leaf, 0) & (-2 << (number & _LEAF_MASK))
+        if above:
+            return leaf << _LEAF_BITS | _lowest(above)
+        return self._first_of_group(bisect_left(self._groups, group), leaf)
+
+    def _first_of_group(self, at: int, leaf: int) -> int | None:
+        """The smallest member in the groups from index ``at`` on, in leaves behind ``leaf``."""
+        for group in self._groups[at : at + 2]:
+            occupied = self._occupied[group]
+            if leaf >> _LEAVES_BITS == group:
+                occupied &= -2 << (leaf & 63)
+            if occupied:
+                found = group << _LEAVES_BITS | _lowest(occupied)
+                return found << _LEAF_BITS | _lowest(self._leaves[found])
+        return None
+
+
+def _lowest(bits: int) -> int:
+    """Index of the lowest bit that is set."""
+    return (bits & -bits).bit_length() - 1

@@ -38,6 +38,9 @@ from .engines import EngineDirectory
 from .placement import Placement
 from .texts import TaskTexts
 
+#: tasks of each priority that are looked at behind one that waits for certain pools
+_LOOK_PAST = 256
+
 
 class Dispatcher:
     """Places tasks and runs their attempts."""
@@ -86,7 +89,25 @@ class Dispatcher:
         while (queue := head.queue.groups.get(group)) is not None:
             task_id = self._next(queue)
             if task_id is None or not self._place(head.tasks.live[task_id]):
+                self._pass_over(group)
                 self._pump_later(group)
+                return
+
+    def _pass_over(self, group: str) -> None:
+        """The first cannot be placed though a slot is free: it waits for certain pools, so those behind it may go on.
+
+        A serving group are the pools that can serve a task (ADM-3): among tasks with the same wishes order holds.
+        """
+        head = self._journal.head
+        if not self.slot_is_free(group, 0):
+            return
+        waiting: set[tuple[str, ...]] = set()
+        for task_id in head.queue.first_waiting(group, _LOOK_PAST):
+            state = head.tasks.live[task_id]
+            wishes = self._placement.wishes(state)
+            if wishes not in waiting and not self._place(state):
+                waiting.add(wishes)
+            if not self.slot_is_free(group, 0):
                 return
 
     def _pump_later(self, group: str) -> None:
@@ -119,11 +140,11 @@ class Dispatcher:
 
     def slot_is_free(self, group: str, depth: int) -> bool:
         """Whether a task that comes now could start at once, with ``depth`` tasks before it."""
-        head = self._journal.head
+        head, now = self._journal.head, self._journal.now_ns()
         free = sum(
             p.slots - head.leases.count(p.declared.pool_id)
             for p in head.pools.serving(group)
-            if p.ready and not p.draining
+            if p.ready and not p.draining and p.suspect_until_ns <= now
         )
         return depth < free
 

@@ -134,6 +134,18 @@ class Placement:
             wanted=admitted.placement or PlacementRecord(),
         )
 
+    @staticmethod
+    def wishes(state: TaskState) -> tuple[str, ...]:
+        """All that tells apart where tasks of one group may go."""
+        admitted = state.admitted
+        view = task_view(state, "")
+        return (
+            admitted.engine,
+            admitted.determinism,
+            str(view.ctx_needed),
+            msgspec.json.encode(admitted.placement).decode(),
+        )
+
     def decide(self, head: Head, state: TaskState, now_ns: int) -> DecisionRecord | None:
         """The decision for one task; ``None``: it waits."""
         snapshot = self.snapshot(head, state.admitted.group, now_ns)
