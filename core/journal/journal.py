@@ -535,8 +535,11 @@ class Journal(Observed):
             observer(error)
 
     def _break_streams(self, error: OrchError) -> None:
-        streams, self.streams = self.streams, {}
-        for stream in streams.values():
+        # Those whose transcript is committed left the table already, but their readers wait for the end's sync.
+        streams = [*self.streams.values(), *(stream for _, stream in self._ends_to_sync)]
+        self.streams = {}
+        self._ends_to_sync.clear()
+        for stream in streams:
             stream.broken = error
             stream.wake()
 

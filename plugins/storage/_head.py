@@ -12,6 +12,8 @@ import os
 import struct
 from pathlib import Path
 
+from ._files import identity
+
 _SLOT = struct.Struct("<8sQQ32s")
 _SLOT_BYTES = 512
 _MAGIC = b"llorchH1"
@@ -29,16 +31,27 @@ class HeadFile:
 
     def __init__(self, path: Path) -> None:
         newest = _read(path)
+        self._path = path
         self._turn = 0 if newest is None else newest[0]
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < 2 * _SLOT_BYTES:
-            with contextlib.suppress(OSError):  # taken now, so that a full disk later does not matter
-                os.pwrite(self._fd, bytes(2 * _SLOT_BYTES), 0)
-            os.fsync(self._fd)
+        self._fd = self._open()
         self._dirty = False
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        there = os.fstat(fd)
+        self._identity = (there.st_dev, there.st_ino)
+        if there.st_size < 2 * _SLOT_BYTES:
+            with contextlib.suppress(OSError):  # taken now, so that a full disk later does not matter
+                os.pwrite(fd, bytes(2 * _SLOT_BYTES), 0)
+            os.fsync(fd)
+        return fd
 
     def write(self, seq: int, digest: bytes) -> None:
         """Note a head; safe from a killed process at once, from power loss after :meth:`sync`."""
+        if identity(self._path) != self._identity:
+            # The file was deleted or replaced: a note in it would be found by nobody.
+            replaced, self._fd = self._fd, self._open()
+            os.close(replaced)
         self._turn += 1
         body = _SLOT.pack(_MAGIC, self._turn, seq, digest)
         os.pwrite(self._fd, body + hashlib.sha256(body).digest(), (self._turn % 2) * _SLOT_BYTES)
