@@ -28,8 +28,11 @@ class JournalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds on what one client may do."""
 
+    #: largest body of a request
     body_bytes: Annotated[int, Meta(ge=1024, le=1_073_741_824)] = 16_777_216
+    #: all headers of a request together
     header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 65_536
+    #: clients connected at once
     connections: Annotated[int, Meta(ge=1)] = 4096
     #: time for a request's headers to arrive; 0 = no limit
     header_timeout_ms: Milliseconds = 10_000
@@ -42,6 +45,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class StreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How streams are served."""
 
+    #: silence after which a stream sends a comment, so that nobody takes it for dead
     heartbeat_ms: Annotated[int, Meta(ge=100)] = 15_000
     #: bytes of a live task's entries kept in memory; readers further behind read the journal
     buffer_bytes: Annotated[int, Meta(ge=4096)] = 262_144
@@ -56,6 +60,7 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     #: how long a batch task at the head waits behind interactive ones
     batch_patience_ms: Milliseconds = 60_000
+    #: how long a repeated Idempotency-Key or task_id attaches to its task
     idempotency_ms: Milliseconds = 86_400_000
     #: attempts of one task on engines that broke off
     max_attempts: Annotated[int, Meta(ge=1, le=200)] = 5
@@ -64,7 +69,9 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Defaults of sessions (SES-1)."""
 
+    #: idle time after which a session expires
     ttl_ms: Milliseconds = 600_000
+    #: tasks that a session may have
     turn_limit: Annotated[int, Meta(ge=1)] = 8
 
 
@@ -77,6 +84,7 @@ class ProvisioningSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fie
     url: str = ""
     #: of the engine process; 0 = any free one
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: processors that the engine uses; 0 = as the engine decides
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     #: keys of the engine's plugin
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,23 +93,29 @@ class ProvisioningSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class QueueSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pool's share in its group's queue."""
 
+    #: tasks that may wait
     capacity: Annotated[int, Meta(ge=0, le=10_000_000)] = 100_000
+    #: what happens when it is full: refuse the new task, or drop the oldest batch task
     full_policy: Literal["reject", "drop-lru"] = "reject"
 
 
 class TimeoutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Watchdogs (CAN-2); 0 = off."""
 
+    #: how long a task may run
     wall_ms: Milliseconds = 0
+    #: how long its engine may be silent
     idle_ms: Milliseconds = 300_000
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One pool: an engine, a model, where it runs."""
 
+    #: name of the pool in answers, metrics and the journal
     id: Identifier
+    #: name of an engine plugin
     engine: Identifier = "llamacpp"
-    #: ``haiku`` = the bundled model; else a file, or the name that an external engine serves
+    #: ``haiku`` = the bundled model; else a GGUF file, a name of ``models``, or the name that an external engine serves
     model: str = "haiku"
     #: more names under which clients may ask for it
     aliases: list[str] = field(default_factory=list)
@@ -111,6 +125,7 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ctx: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     #: tasks at once; 0 = as the engine says
     slots: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: recorded with each task: what ran under one version can be compared
     sampler_profile_version: str = "default-1"
     queue: QueueSettings = field(default_factory=QueueSettings)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
@@ -120,20 +135,23 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configured overrides of what /v1/capabilities says."""
 
+    #: per pool, fields of /v1/capabilities and what they shall say
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which policy plugins decide."""
 
+    #: name of the placement policy
     placement: str = "default"
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logs: JSON lines on standard error."""
 
+    #: least severity that is written
     level: Literal["debug", "info", "warning", "error"] = "info"
-    #: "json", or "human" sentences for a terminal
+    #: "json" lines, or "human" sentences; not set = sentences at a terminal
     format: Literal["json", "human"] = "json"
 
 
@@ -156,6 +174,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capabilities: CapabilitySettings = field(default_factory=CapabilitySettings)
     policies: PolicySettings = field(default_factory=PolicySettings)
     log: LogSettings = field(default_factory=LogSettings)
-    #: model aliases: name -> model
+    #: more names for models, `{name: model}`; a model may be a file, which then has this name
     models: dict[str, str] = field(default_factory=dict)
     pools: list[PoolSettings] = field(default_factory=lambda: [PoolSettings(id="haiku")])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_orch.cli.config import FILE_NAMES, load, make_data_directory, settings_type_keys
+from llama_orch.cli.config_schema import settings_schema
 from llama_orch.cli.config_types import settings_type, takes, type_at
 from llama_orch.core.errors import ConfigError
 from llama_orch.core.settings import Settings
@@ -231,6 +232,16 @@ def test_every_key_can_be_set_by_a_variable_of_its_name():
         kind = type_at(settings_type(), key.split("__"))
         assert kind is not None
         assert takes(kind)
+
+
+def test_every_key_has_a_meaning_in_the_reference():
+    undescribed = []
+    for definition in settings_schema()["$defs"].values():
+        for name, field in definition["properties"].items():
+            nested = "$ref" in field or "$ref" in field.get("items", {})
+            if not nested and not field.get("description"):
+                undescribed.append(f"{definition['title']}.{name}")
+    assert undescribed == []
 
 
 def _plain_settings() -> st.SearchStrategy[dict[str, object]]:
