@@ -174,7 +174,7 @@ def unpack(raw: bytes) -> EntryBatch:
         raise CorruptJournalError(msg) from error
 
 
-class Transcript(msgspec.Struct, array_like=True, gc=False):
+class Transcript(msgspec.Struct, array_like=True, weakref=True):
     """All entries of an ended task, and in which epoch each part was written."""
 
     #: ``(epoch, first ordinal)`` for each stretch, ascending

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from ..entries import Transcript, unpack, unpack_transcript
@@ -61,15 +61,14 @@ def segments_in(frames: Sequence[Frame], task_no: int, first_token: int) -> list
     return segments
 
 
-def segments_of(transcript: Transcript, limit: int = 512) -> list[Segment]:
-    """A transcript's entries in segments of at most ``limit``, each within one epoch."""
-    segments = []
+def segments_from(transcript: Transcript, ordinal: int, limit: int = 512) -> Iterator[Segment]:
+    """A transcript's entries from one ordinal on, in segments of at most ``limit``, each within one epoch."""
     batch = transcript.batch
+    start = max(ordinal, 1)
+    token = start - 1 if batch.tokens is None else sum(batch.tokens[: start - 1])
     bounds = [*[first for _, first in transcript.epochs][1:], len(batch) + 1]
-    token = 0
     for (epoch, first), end in zip(transcript.epochs, bounds, strict=True):
-        for start in range(first, end, limit):
-            part = batch.slice(start - 1, min(start + limit, end) - 1)
-            segments.append(Segment(start, token, epoch, part, {}))
+        for at in range(max(first, start), end, limit):
+            part = batch.slice(at - 1, min(at + limit, end) - 1)
+            yield Segment(at, token, epoch, part, {})
             token += part.token_count
-    return segments

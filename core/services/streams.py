@@ -8,18 +8,22 @@ and many readers are one mechanism.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from ..errors import CorruptJournalError, InvalidParamsError, NotFoundError, ResumeLostError
 from ..events.task import TaskEnded, TaskStarted
-from ..journal.history import fact_at
+from ..journal.history import fact_at, segments_from
 from ..journal.journal import Journal
 from ..journal.live import LiveStream, Segment
 from ..ports import IndexRow
 from ..projections.tasks import TaskState
 from .texts import TaskTexts
+
+#: segments that a reader who is behind takes from a transcript at once
+_SEGMENTS_AT_ONCE = 8
 
 
 class Started(msgspec.Struct, frozen=True, gc=False):
@@ -178,14 +182,12 @@ class Streams:
         check_cursor(
             cursor, started.epoch if started else 0, epochs, payload.entries, (ended.epoch, payload.entries + 1)
         )
-        segments = await self._texts.ended_segments(row) if transcript is not None else []
 
         async def items() -> AsyncIterator[list[StreamItem]]:
             if started is not None and cursor.next_ordinal == 0:
                 yield [Started(started.epoch, started.payload)]
-            for segment in segments:
-                if segment.end_ordinal > cursor.next_ordinal:
-                    yield [_from(segment, cursor.next_ordinal)]
+            for segment in segments_from(transcript, cursor.next_ordinal) if transcript is not None else ():
+                yield [segment]
             if cursor.next_ordinal <= payload.entries + 1:
                 yield [Ended(ended.epoch, payload.entries + 1, payload, started.payload.engine if started else "")]
 
@@ -363,9 +365,10 @@ class LiveItems:
         except CorruptJournalError:
             # Compacted while we were reading: the transcript has it all.
             row = await asyncio.to_thread(self._journal.store.index_row, state.task_id)
-            if row is None:
+            transcript = await self._texts.transcript(row) if row is not None else None
+            if transcript is None:
                 raise
-            return [s for s in await self._texts.ended_segments(row) if s.end_ordinal > ordinal]
+            return list(itertools.islice(segments_from(transcript, ordinal), _SEGMENTS_AT_ONCE))
 
 
 def _from(segment: Segment, ordinal: int) -> Segment:

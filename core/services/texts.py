@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from weakref import WeakValueDictionary
 
 from ..entries import EntryBatch, Transcript, join
-from ..journal.history import segments_in, segments_of, transcript_at
+from ..journal.history import segments_in, transcript_at
 from ..journal.journal import Journal
 from ..journal.live import Segment
 from ..ports import IndexRow
@@ -20,6 +21,7 @@ class TaskTexts:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._transcripts: WeakValueDictionary[int, Transcript] = WeakValueDictionary()
 
     async def segments(self, state: TaskState, ordinal: int) -> list[Segment]:
         """Some committed segments of a live or closing task, from the one that holds ``ordinal`` on.
@@ -36,8 +38,13 @@ class TaskTexts:
         return [s for s in found if s.end_ordinal > ordinal]
 
     async def transcript(self, row: IndexRow) -> Transcript | None:
-        """The transcript of an ended task."""
-        return await asyncio.to_thread(transcript_at, self._journal.store, row.transcript_frame, row.task_no)
+        """The transcript of an ended task; all who hold it at the same time share one."""
+        found = self._transcripts.get(row.task_no)
+        if found is None:
+            found = await asyncio.to_thread(transcript_at, self._journal.store, row.transcript_frame, row.task_no)
+            if found is not None:
+                found = self._transcripts.setdefault(row.task_no, found)
+        return found
 
     async def batches(self, state: TaskState) -> list[EntryBatch]:
         """All committed entries of a live or closing task, in order."""
@@ -65,11 +72,6 @@ class TaskTexts:
         """The text of an ended task."""
         transcript = await self.transcript(row)
         return plain_text([transcript.batch]) if transcript is not None else ""
-
-    async def ended_segments(self, row: IndexRow) -> list[Segment]:
-        """All segments of an ended task."""
-        transcript = await self.transcript(row)
-        return segments_of(transcript) if transcript is not None else []
 
 
 def frames_from(state: TaskState, ordinal: int, upto_frame: int) -> tuple[list[int], int]:
