@@ -16,7 +16,7 @@ from .http_client import BROKEN, Refused, SseFrame, call, stream
 
 _PAUSE_S = 0.01
 #: how long anything may take that has to happen; reached only when something hangs
-PATIENCE_S = 15.0
+PATIENCE_S = 20.0
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Followed:
     accepted: list[str] = field(default_factory=list)
     #: all frames with an id, in the order in which they came, over all connections of the one reader
     frames: list[SseFrame] = field(default_factory=list)
+    #: every frame that was ever seen, by id: an id never comes back for other content
+    contents: dict[str, SseFrame] = field(default_factory=dict)
     connections: int = 0
     cancel_acknowledged: bool = False
     #: the reader saw an end
@@ -47,6 +49,11 @@ class Ledger:
         self.tasks: list[Followed] = []
         self.events = 0
         self.broken_connections = 0
+        #: what streams said when they broke off, in frames without an id
+        self.transport_errors: list[dict[str, Any]] = []
+        #: only a power loss may take what readers saw, and is told to them
+        self.power_is_lost = False
+        self.resumes_lost = 0
         self.refusals: dict[str, int] = {}
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -57,12 +64,19 @@ class Ledger:
             if self.events >= at and not future.done():
                 future.set_result(None)
 
+    def fail(self, error: BaseException) -> None:
+        """A client met what it should not: whoever waits hears of it."""
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+
     async def more(self, count: int) -> None:
         """Wait until clients heard so many more things."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((self.events + count, future))
         try:
-            await future
+            async with asyncio.timeout(PATIENCE_S):
+                await future
         finally:
             self._waiting = [w for w in self._waiting if w[1] is not future]
 
@@ -106,6 +120,12 @@ class Load:
     def start(self, clients: int) -> None:
         """Begin."""
         self._clients = [asyncio.create_task(self._client()) for _ in range(clients)]
+        for client in self._clients:
+            client.add_done_callback(self._done)
+
+    def _done(self, client: asyncio.Task[None]) -> None:
+        if not client.cancelled() and (error := client.exception()) is not None:
+            self.ledger.fail(error)
 
     async def finish(self) -> None:
         """No new tasks; wait until those that were begun have ended, and raise what went wrong."""
@@ -114,7 +134,7 @@ class Load:
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.gather(*self._clients)
         except TimeoutError:
-            raise AssertionError(f"clients wait for ever: {self.unfinished()}") from None
+            raise AssertionError(f"clients wait for ever: {await self.unfinished()}") from None
 
     async def abort(self) -> None:
         """Drop everything."""
@@ -122,13 +142,23 @@ class Load:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
 
-    def unfinished(self) -> list[str]:
+    async def unfinished(self) -> list[str]:
         """What clients still wait for, for a test that hangs."""
-        return [
-            f"{task.key} {task.accepted or 'not accepted'} after {task.frames[-1].id if task.frames else 'nothing'}"
-            for task in self.ledger.tasks
-            if not task.ended
-        ]
+        said = []
+        for task in self.ledger.tasks:
+            if not task.ended:
+                last = task.frames[-1].id if task.frames else "nothing"
+                answer = await call(self._port, "GET", f"/v1/tasks/{task.task_id}") if task.accepted else None
+                said.append(f"{task.key}, connection {task.connections}, after {last}; server: {answer}")
+        return said
+
+    async def goes_on(self, count: int) -> None:
+        """Wait until clients heard so many more things; else tell what they wait for."""
+        self.check()
+        try:
+            await self.ledger.more(count)
+        except TimeoutError:
+            raise AssertionError(f"clients hear nothing: {await self.unfinished()}") from None
 
     def check(self) -> None:
         """Raise what went wrong in a client."""
@@ -148,7 +178,7 @@ class Load:
             cancel: asyncio.Task[None] | None = None
             if rng.random() < self._cancels:
                 cancel = asyncio.create_task(self._cancel(task, rng.choice((0, 1, 5))))
-            await self._follow(task)
+            await self.follow(task)
             if cancel is not None:
                 await cancel
 
@@ -167,7 +197,8 @@ class Load:
                 self._refused(answer.status, answer.body)
             await asyncio.sleep(_PAUSE_S)
 
-    async def _follow(self, task: Followed) -> None:
+    async def follow(self, task: Followed) -> None:
+        """Read a task's stream to its end, over as many connections as that takes."""
         after = ""
         while not task.ended:
             task.connections += 1
@@ -176,16 +207,21 @@ class Load:
                     if not frame.id:
                         assert frame.event == "error", frame
                         assert frame.data["code"] == "JOURNAL_UNAVAILABLE", frame
-                        self._refused(503, frame.data)
+                        self.ledger.transport_errors.append(frame.data)
                         break
                     after = frame.id
                     task.frames.append(frame)
+                    assert task.contents.setdefault(frame.id, frame) == frame, f"{task.task_id}: {frame.id} was used twice"
                     task.ended = frame.event in {"end", "error"}
                     self.ledger.note()
             except BROKEN:
                 self.ledger.broken_connections += 1
             except Refused as refused:
-                self._refused(refused.answer.status, refused.answer.body)
+                answer = refused.answer
+                if answer.status == 409 and answer.body["code"] == "RESUME_LOST":
+                    after = self._lost(task, answer.body["last_id_held"])
+                else:
+                    self._refused(answer.status, answer.body)
             if not task.ended:
                 await asyncio.sleep(_PAUSE_S)
 
@@ -202,6 +238,16 @@ class Load:
                     return
                 self._refused(answer.status, answer.body)
             await asyncio.sleep(_PAUSE_S)
+
+    def _lost(self, task: Followed, held: str) -> str:
+        """A power loss took what this reader had seen last: it goes back to what the journal holds."""
+        assert self.ledger.power_is_lost, f"{task.task_id}: {task.frames[-1].id} was lost"
+        self.ledger.resumes_lost += 1
+        assert held == "" or held in task.contents, held
+        keep = [frame.id for frame in task.frames].index(held) + 1 if held else 0
+        assert keep < len(task.frames)
+        del task.frames[keep:]
+        return held
 
     def _refused(self, status: int, body: Any) -> None:
         code = body.get("code", "") if isinstance(body, dict) else str(body)

@@ -9,14 +9,19 @@ from .world import World
 
 
 async def settle(place: World, load: Load) -> Figures:
-    """Start a server that lives, let everything end, read all streams again, stop, and audit the journal."""
+    """Start a server that lives, and :func:`finish`."""
     await place.start()
     await place.ready()
+    return await finish(place, load)
+
+
+async def finish(place: World, load: Load) -> Figures:
+    """Let everything end, read all streams again, stop, and audit the journal."""
     await load.finish()
     for task in load.ledger.tasks:
         check_second_reader(task, [frame async for frame in stream(place.port, task.task_id)])
     assert await place.stop() == 0
-    store = place.store()
+    store = place.open_store()
     try:
         return audit(store, load.ledger)
     finally:

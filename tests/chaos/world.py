@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_orch.plugins import JournalStore
 from llama_orch.plugins.storage.sqlite import SqliteStore
 
 from .http_client import BROKEN, Answer, call
@@ -152,6 +153,11 @@ class World:
         self.config.write_text(json.dumps(told | settings))
         self.zygote = Zygote(env)
         self.pid = 0
+        #: the journal, for reading
+        self.open_store: Callable[[], JournalStore] = self._sqlite
+
+    def _sqlite(self) -> JournalStore:
+        return SqliteStore(f"sqlite:///{self.data / 'journal.db'}", {})
 
     async def start(self, crash: str = "") -> int:
         """Start the server, not waiting for it; with ``crash`` it dies at that point."""
@@ -194,10 +200,6 @@ class World:
     async def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         """One request to the server."""
         return await call(self.port, method, path, body, **headers)
-
-    def store(self) -> SqliteStore:
-        """The journal, for reading."""
-        return SqliteStore(f"sqlite:///{self.data / 'journal.db'}", {})
 
     def engine_pid(self, pool_id: str) -> int:
         """The engine process that the pool's record names."""
