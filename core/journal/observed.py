@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from ..errors import JournalError
 from ..projections.projection import Recorded
+
+_log = logging.getLogger("llama_orch.journal")
 
 
 class Observed:
@@ -41,7 +44,11 @@ class Observed:
     def _tell_committed(self, records: list[Recorded]) -> None:
         if records:
             for observer in self._observers:
-                observer(records)
+                try:
+                    observer(records)
+                except Exception:
+                    # The commit is everybody's: a defect of one who looks on must not stop it.
+                    _log.exception("an observer of the journal failed")
 
     @staticmethod
     def _tell(observers: list[Callable[[], None]]) -> None:

@@ -323,11 +323,19 @@ class LiveItems:
         stream = self._stream
         if self.fast is not None and self._ordinal >= 1 and not stream.terminal and stream.broken is None:
             segments = stream.from_ordinal(self._ordinal)
-            if segments and segments[0].first_ordinal == self._ordinal and self.fast(segments):
+            if segments and segments[0].first_ordinal == self._ordinal and self._take_at_once(segments):
                 self._ordinal = segments[-1].end_ordinal
                 self._quiet_since = 0.0
                 return
         waiter.set_result(None)
+
+    def _take_at_once(self, segments: list[Segment]) -> bool:
+        assert self.fast is not None
+        try:
+            return self.fast(segments)
+        except Exception:
+            # The commit brought us here, and it is everybody's: the reader meets its error in its own iteration.
+            return False
 
     async def _wait(self) -> bool:
         """Wait for news; ``True``: there were none for the time of a heartbeat."""

@@ -161,11 +161,8 @@ class TaskQueries:
                     stream.listeners.discard(wake)
                 if stream.broken is not None:
                     raise stream.broken
-                if self._terminal(stream):
-                    batches = (
-                        [s.batch for s in stream.segments] if stream.base == 1 else await self._texts.batches(state)
-                    )
-                    return self._info(state, plain_text(batches))
+                if self._terminal(stream) and stream.base == 1:
+                    return self._info(state, plain_text([s.batch for s in stream.segments]))
         return await self.get(task_id, caller)
 
     def _info(self, state: TaskState, text: str | None) -> TaskInfo:
