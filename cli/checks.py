@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed"]
 
 _LITTLE_SPACE_BYTES = 1_073_741_824
+_LOG_PATIENCE_S = 10.0
 _NEEDED_SPACE_BYTES = 16_777_216
 #: file systems on which SQLite's locks do not hold across machines
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre"})
@@ -198,8 +200,7 @@ def self_test(environ: Mapping[str, str], quiet: Shell) -> Iterator[Finding]:
             ) as client:
                 yield Finding("preload", "ok", "the model is loaded and the pool ready")
                 yield from _tasks(client)
-                log = (data_dir / SERVER_LOG).read_text("utf-8", "replace")
-                yield _log(log)
+                yield _log_in(data_dir / SERVER_LOG)
         except CliError as error:
             yield Finding("self-test", "failed", error.message, error.remedy)
 
@@ -235,6 +236,16 @@ def _tasks(client: Client) -> Iterator[Finding]:
     counted = [line for line in metrics.splitlines() if line.startswith("tokens_out_total{")]
     total = sum(float(line.rsplit(" ", 1)[1]) for line in counted)
     yield Finding("metrics", "ok" if total >= tokens else "failed", f"tokens_out_total {total:g}")
+
+
+def _log_in(path: Path) -> Finding:
+    """What the log tells, once it tells of a task's end: lines are written in batches."""
+    deadline = time.monotonic() + _LOG_PATIENCE_S
+    while True:
+        log = path.read_text("utf-8", "replace")
+        if '"task.ended"' in log or time.monotonic() > deadline:
+            return _log(log)
+        time.sleep(0.02)
 
 
 def _log(log: str) -> Finding:
