@@ -66,6 +66,25 @@ def test_resume_from_every_id_has_no_gap_and_no_duplicate(moment: str) -> None:
             late.cut()
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_resume_from_within_what_arrived_together_goes_on_at_the_next_token(ended: bool) -> None:
+    with on_stage() as stage:
+        task_id = running(stage)
+        stage.attempt(task_id).say("a", "b", "c", "d")
+        stage.settle()
+        stage.attempt(task_id).say("e", "f")
+        stage.settle()
+        if ended:
+            stage.attempt(task_id).end()
+            stage.settle()
+        ids = stage.reader(task_id).ids
+        assert len(ids) == 7 + ended
+        for n, last in enumerate(ids[:7]):
+            late = stage.reader(task_id, after=last)
+            assert (late.ids, late.text) == (ids[n + 1 :], "abcdef"[n:])
+            late.cut()
+
+
 def test_many_readers_see_the_same() -> None:
     with on_stage() as stage:
         task_id = running(stage)

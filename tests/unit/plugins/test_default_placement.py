@@ -133,6 +133,7 @@ def test_an_avoided_pool_is_never_taken():
     [
         ("affinity", [view("a"), view("b", leases=1)], task(session_pool_id="b")),
         ("least_loaded", [view("a", leases=1), view("b")], task()),
+        ("least_loaded", [view("a", leases=1, decode_mtok_s=50_400), view("b")], task()),
         ("tokens_per_second", [view("a", decode_mtok_s=50_000), view("b", decode_mtok_s=50_400)], task()),
         ("pool_id", [view("c"), view("b")], task()),
     ],
