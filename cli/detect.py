@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,22 @@ class Machine:
 
     cpus: int
     gpus: tuple[Gpu, ...]
-    #: why there are no GPUs in the list, in words; "" when there are
+    #: why there are no GPUs in the list, or not all, in words
     gpu_note: str = ""
 
 
-def detect() -> Machine:
-    """Look at the processors that this process may use, and ask NVML for GPUs; never raises."""
+def detect(nvml: Any = None) -> Machine:
+    """Look at the processors that this process may use, and ask NVML for GPUs; never raises.
+
+    :param nvml: a module like ``pynvml``; ``None`` = the installed one, if any.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus, note = _gpus()
+    if nvml is None:
+        if importlib.util.find_spec("pynvml") is None:
+            seen = " although the driver is loaded" if nvidia_device_files() else ""
+            return Machine(cpus, (), f"not looked for{seen}: the package nvidia-ml-py is not installed")
+        nvml = importlib.import_module("pynvml")
+    gpus, note = _gpus(nvml)
     return Machine(cpus, gpus, note)
 
 
@@ -45,30 +55,35 @@ def nvidia_device_files() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    if importlib.util.find_spec("pynvml") is None:
-        seen = " although the driver is loaded" if nvidia_device_files() else ""
-        return (), f"not looked for{seen}: the package nvidia-ml-py is not installed"
-    import pynvml
-
+def _gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs that answer, and why there are none or not all."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
         return (), f"NVML says: {error}"
     try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            found.append(
-                Gpu(
-                    index=index,
-                    name=str(pynvml.nvmlDeviceGetName(handle)),
-                    uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
-                    memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        found: list[Gpu] = []
+        note = ""
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                found.append(
+                    Gpu(
+                        index=index,
+                        name=_text(nvml.nvmlDeviceGetName(handle)),
+                        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+                        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    )
                 )
-            )
-        return tuple(found), "" if found else "NVML sees none"
-    except pynvml.NVMLError as error:
+            except nvml.NVMLError as error:
+                note = f"GPU {index}: NVML says: {error}"
+        return tuple(found), note or ("" if found else "NVML sees none")
+    except nvml.NVMLError as error:
         return (), f"NVML says: {error}"
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    """Older bindings answer bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
