@@ -255,9 +255,9 @@ class AdmissionService:
         return estimate_start(pools, {p.declared.pool_id: head.leases.count(p.declared.pool_id) for p in pools}, ahead)
 
     def _group(self, model_ref: str) -> str:
-        name = self._settings.models.get(model_ref, model_ref)
         pools = self._journal.head.pools
-        group = pools.group_of(name)
+        # A pool's own name comes first: `models` may tell which file stands behind that very name.
+        group = pools.group_of(model_ref) or pools.group_of(self._settings.models.get(model_ref, model_ref))
         if group is None:
             known = sorted(
                 {p.declared.model_ref for p in pools.by_id.values()}
