@@ -39,6 +39,7 @@ class Lives(RuleBasedStateMachine):
         slots=st.sampled_from([{"p": 1}, {"p": 2}, {"a": 1, "b": 2}]),
         policy=st.sampled_from(["reject", "drop-lru"]),
         buffer_bytes=st.sampled_from([1_000, 262_144]),
+        window_s=st.sampled_from([0.0, 0.0, 0.004]),
         compact_from=st.sampled_from([1, 64]),
         recoveries=st.lists(_recovery, min_size=1, max_size=3),
     )
@@ -48,11 +49,14 @@ class Lives(RuleBasedStateMachine):
         slots: dict[str, int],
         policy: str,
         buffer_bytes: int,
+        window_s: float,
         compact_from: int,
         recoveries: list[str],
     ) -> None:
         self.settings_ = settings_for(slots, capacity=4, full_policy=policy, max_attempts=4)
-        self.stage = Stage(by_hand=by_hand, slots=slots, settings=self.settings_, buffer_bytes=buffer_bytes)
+        self.stage = Stage(
+            by_hand=by_hand, slots=slots, settings=self.settings_, buffer_bytes=buffer_bytes, window_s=window_s
+        )
         self.compact_from = compact_from
         self.stage.services.transcripts.compact_from = compact_from
         self.submissions: list[asyncio.Task[Admission]] = []
@@ -232,6 +236,21 @@ class Lives(RuleBasedStateMachine):
             self.stage.syncer.run()
         self.look()
 
+    @rule(hold=st.booleans())
+    def threads(self, hold: bool) -> None:
+        """What is done on threads (reads of the store, reopenings) takes a while from now on, or not."""
+        self.stage.loop.hold_work = hold
+        if not hold:
+            self.stage.loop.do_work()
+        self.look()
+
+    @precondition(lambda self: self.stage.loop.work)
+    @rule()
+    def thread_is_done(self) -> None:
+        """The oldest piece of work on a thread is done."""
+        self.stage.loop.do_work(1)
+        self.look()
+
     @rule(
         outcomes=st.lists(st.sampled_from(["ok", "refused", "refused", "written", "lost"]), max_size=3),
         sync=st.sampled_from([0, 0, 1]),
@@ -325,6 +344,8 @@ class Lives(RuleBasedStateMachine):
         """Heal, and let everybody finish."""
         stage = self.stage
         self.heal()
+        stage.loop.hold_work = False
+        stage.loop.do_work()
         stage.syncer.by_hand = False
         with stage.loop.inside():
             stage.syncer.run()
