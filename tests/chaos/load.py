@@ -172,9 +172,9 @@ class Load:
             self._count += 1
             task = Followed(f"key-{self._count}", self._make(rng))
             self.ledger.tasks.append(task)
-            await self._submit(task)
+            await self.submit(task)
             if rng.random() < 0.2:
-                await self._submit(task)
+                await self.submit(task)
             cancel: asyncio.Task[None] | None = None
             if rng.random() < self._cancels:
                 cancel = asyncio.create_task(self._cancel(task, rng.choice((0, 1, 5))))
@@ -182,7 +182,8 @@ class Load:
             if cancel is not None:
                 await cancel
 
-    async def _submit(self, task: Followed) -> None:
+    async def submit(self, task: Followed) -> None:
+        """Submit until the task is accepted."""
         while True:
             try:
                 answer = await call(self._port, "POST", "/v1/tasks", task.request, Idempotency_Key=task.key)
