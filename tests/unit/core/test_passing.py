@@ -63,8 +63,9 @@ def test_the_next_of_a_set_is_found() -> None:
     ranks = RankSet()
     for number in numbers:
         ranks.add(number)
-    found = [ranks.first()]
-    while (number := ranks.after(found[-1])) is not None:
+    found, number = [], ranks.first()
+    while number is not None:
         found.append(number)
+        number = ranks.after(number)
     assert found == numbers
     assert ranks.after(numbers[0] - 1) == numbers[0]

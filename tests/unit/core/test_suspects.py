@@ -23,10 +23,10 @@ def break_off(stage: Stage, task_id: str, times: int) -> None:
 def test_how_long_a_pool_is_passed_over_doubles_and_follows_from_the_journal() -> None:
     with on_stage() as stage:
         task_id = stage.submit().task_id
+        pool = stage.journal.head.pools.by_id["p"]
         pauses = []
         for _ in range(3):
             break_off(stage, task_id, 1)
-            pool = stage.journal.head.pools.by_id["p"]
             pauses.append(pool.suspect_until_ns - stage.journal.now_ns())
             stage.advance(10)
         assert pauses == [50_000_000, 100_000_000, 200_000_000]

@@ -51,7 +51,9 @@ def test_readers_at_the_same_time_share_what_was_unpacked_and_nobody_keeps_it() 
         stage.attempt(task_id).say("x")
         stage.attempt(task_id).end()
         stage.settle()
-        frame = stage.store.index_row(task_id).transcript_frame
+        row = stage.store.index_row(task_id)
+        assert row is not None
+        frame = row.transcript_frame
         reads: list[int] = []
         read = stage.store.frames_at
 
