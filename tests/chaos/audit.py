@@ -68,6 +68,8 @@ class History:
         self.leases: dict[str, str] = {}
         self.starts = 0
         self.releases: list[tuple[str, str, str]] = []
+        #: when the last lease of each task ended
+        self.released_ns: dict[str, int] = {}
         #: names of the events of each task and its leases, in order
         self.story: dict[str, list[str]] = {}
         for frame in store.frames(1):
@@ -113,6 +115,7 @@ class History:
         elif kind == "LeaseReleased":
             assert self.leases.pop(payload.lease_id) == payload.task_id
             self.releases.append((payload.lease_id, payload.task_id, payload.cause))
+            self.released_ns[payload.task_id] = record.time_ns
         elif record.name.startswith("task."):
             self._of_task(self.tasks[payload.task_id], kind, payload, record)
         task_id = getattr(payload, "task_id", "")

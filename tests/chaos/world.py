@@ -203,7 +203,15 @@ class World:
 
     def engine_pid(self, pool_id: str) -> int:
         """The engine process that the pool's record names."""
-        return int(json.loads((self.data / "engines" / f"{pool_id}.json").read_text())["pid"])
+        return int(self._engine(pool_id)["pid"])
+
+    def engine_port(self, pool_id: str) -> int:
+        """The port that this engine listens on."""
+        return int(self._engine(pool_id)["port"])
+
+    def _engine(self, pool_id: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.data / "engines" / f"{pool_id}.json").read_text())
+        return told
 
     def memory_kib(self, field: str = "VmRSS") -> int:
         """The server's memory; ``VmHWM`` is its highest so far."""
