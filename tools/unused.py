@@ -38,6 +38,8 @@ ALLOWED: dict[str, str] = {
     "cli/following.py:_on_*": "called by the names of stream events",
     "core/errors.py:*Error": "the table of codes; the codes are part of the API before something answers them",
     "core/journal/committer.py:__cause__": "Python shows it",
+    "core/journal/index.py:rebuild": "what the index is held against",
+    "core/journal/index.py:unpack_frame_numbers": "what the index is held against",
     "core/registry.py:upcaster": "for the first event of which a second version is made",
     "haiku/measure.py:*": "fields of the parameters that llama.cpp reads",
     "haiku/train.py:forward": "torch calls it",

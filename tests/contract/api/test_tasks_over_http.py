@@ -185,6 +185,7 @@ def test_fifty_racing_duplicates_make_one_engine_call(http: httpx.Client, live: 
 def test_a_task_that_failed_retriably_may_run_again_under_its_key(http: httpx.Client) -> None:
     body = {"model_ref": "mock", "prompt": "[[mock fault=cut:2 times=1]]", "recovery": "none"}
     ids = []
+    info: dict[str, Any] = {}
     for _ in range(2):
         answer = http.post("/v1/tasks", json=body, headers={"Idempotency-Key": "k"})
         ids.append(answer.json()["task_id"])
