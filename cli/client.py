@@ -55,6 +55,22 @@ class Client:
         """Send JSON, get the answer's JSON."""
         return self._call("POST", path, body, headers)
 
+    def lines(self, path: str, **query: object) -> Iterator[bytes]:
+        """The lines of a long answer as they come; :raises CliError: also when it breaks off before its end."""
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        connection = self._connect(self.timeout_s)
+        try:
+            connection.request("GET", path + ("?" + urlencode(given) if given else ""), headers=self._headers())
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise _error(answer.status, _parsed(answer.read()))
+            for line in answer:
+                yield line.rstrip(b"\n")
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+
     def ready(self) -> bool:
         """Whether the server says that it can serve; never raises."""
         try:

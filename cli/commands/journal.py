@@ -7,15 +7,14 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import exits
 from ..command import command
 from ..connect import loaded_from
+from ..exits import CliError
+from ..journal_source import journal_of
 from ..shell import Shell
-
-if TYPE_CHECKING:
-    from ...core.journal.verify import Finding
 
 _POLL_S = 0.1
 
@@ -28,28 +27,23 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", metavar="NAME", help="only this stream, e.g. task:<id>, pool:<id>, server")
 
 
-@command("journal tail", "print the newest events", arguments=_tail_arguments, needs="config")
+@command("journal tail", "print the newest events", arguments=_tail_arguments, needs="server")
 def tail(options: argparse.Namespace, shell: Shell) -> int:
-    """Reads the committed journal, beside a running server or without one. With --json an event is an object on a line."""
-    from ...core.journal.listing import events_in, newest
-    from ..journal_access import last_frame_no, open_for_reading
-
-    store = open_for_reading(loaded_from(options, shell))
-    wanted = options.stream or ""
-    try:
-        last = last_frame_no(store)
-        for event in newest(store, last, limit=max(0, options.lines), stream=wanted):
+    """Reads the committed journal, beside a running server or without one; with --url, that server's. With --json an
+    event is an object on a line.
+    """
+    with journal_of(options, shell) as journal:
+        stream = options.stream or ""
+        events, last = journal.newest(max(0, options.lines), stream)
+        for event in events:
             _show(event, shell)
         while options.follow:
-            for frame in store.frames(last + 1):
-                for event in events_in(frame):
-                    if not wanted or event.get("stream") == wanted:
-                        _show(event, shell)
-                last = frame.frame_no
             shell.stdout.flush()
-            time.sleep(_POLL_S)
-    finally:
-        store.close()
+            events, last = journal.after(last, stream)
+            for event in events:
+                _show(event, shell)
+            if not events:
+                time.sleep(_POLL_S)
     return exits.OK
 
 
@@ -87,34 +81,26 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", action="store_true", help="with what was said; without, only how much")
 
 
-@command("journal export", "write all events as JSON lines", arguments=_export_arguments, needs="config")
+@command("journal export", "write all events as JSON lines", arguments=_export_arguments, needs="server")
 def export(options: argparse.Namespace, shell: Shell) -> int:
     """One object per event, in order, then one line with the hash of the last frame."""
-    from ...core.journal.listing import events_in
-    from ..journal_access import open_for_reading
-
-    store = open_for_reading(loaded_from(options, shell))
-    events = 0
-    try:
+    with journal_of(options, shell) as journal:
         out = shell.stdout if options.file is None else _private(Path(options.file))
+        line = "{}"
         try:
-            head: dict[str, Any] = {"frames": 0, "hash": ""}
-            for frame in store.frames(1):
-                for event in events_in(frame, texts=options.texts):
-                    out.write(json.dumps(event, ensure_ascii=False) + "\n")
-                    events += 1
-                head = {"frames": frame.frame_no, "hash": frame.hash.hex()}
-            out.write(json.dumps({"end": head | {"events": events}}) + "\n")
+            for line in journal.export(texts=options.texts):
+                out.write(line + "\n")
         finally:
             if options.file is not None:
                 out.close()
-    finally:
-        store.close()
+    end = json.loads(line).get("end")
+    if end is None:
+        raise CliError("the export broke off before its end", remedy="Try again; what came so far has no last line.")
     if options.file is not None:
         if shell.as_json:
-            shell.json({"file": options.file, "events": events, **head})
+            shell.json({"file": options.file, **end})
         else:
-            shell.note(f"{events} events of {head['frames']} frames in {options.file}.")
+            shell.note(f"{end['events']} events of {end['frames']} frames in {options.file}.")
     return exits.OK
 
 
@@ -122,17 +108,11 @@ def _private(path: Path) -> Any:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8")
 
 
-@command("journal stats", "count frames, events, tasks, tokens and bytes", needs="config")
+@command("journal stats", "count frames, events, tasks, tokens and bytes", needs="server")
 def stats(options: argparse.Namespace, shell: Shell) -> int:
     """Reads every frame's facts once."""
-    from ...core.journal.listing import figures
-    from ..journal_access import open_for_reading
-
-    store = open_for_reading(loaded_from(options, shell))
-    try:
-        found = figures(store)
-    finally:
-        store.close()
+    with journal_of(options, shell) as journal:
+        found = journal.figures()
     if shell.as_json:
         shell.json(found)
         return exits.OK
@@ -167,48 +147,35 @@ def migrate(options: argparse.Namespace, shell: Shell) -> int:
     return exits.OK
 
 
-@command("journal verify", "check the chain of hashes, what it names, and that the folds agree", needs="config")
+@command("journal verify", "check the chain of hashes, what it names, and that the folds agree", needs="server")
 def verify(options: argparse.Namespace, shell: Shell) -> int:
     """Names the frame and seq range of every edited, removed, swapped or doubled row, and says what it cannot prove.
-    Exit status 1 when something is wrong. Reads beside a running server or without one.
+    Exit status 1 when something is wrong. Reads the database, beside a running server or without one; with --url the
+    server does it.
     """
-    import msgspec
-
-    from ...core.journal.verify import verify as verify_journal
-    from ..journal_access import disagreeing_folds, open_for_reading
-
-    loaded = loaded_from(options, shell)
-    store = open_for_reading(loaded)
-    try:
-        report = verify_journal(
-            store,
-            check_fold=lambda frames: disagreeing_folds(frames, loaded.data_dir / "snapshots"),
-            progress=lambda frame_no: shell.status(f"frame {frame_no} …"),
-        )
-    finally:
-        store.close()
-        shell.clear_status()
+    with journal_of(options, shell) as journal:
+        report = journal.verify(lambda frame_no: shell.status(f"frame {frame_no} …"))
+    shell.clear_status()
+    status = exits.OK if report["ok"] else exits.FAILED
     if shell.as_json:
-        shell.json({"ok": report.ok, **msgspec.to_builtins(report)})
-        return exits.OK if report.ok else exits.FAILED
-    for finding in report.findings:
-        shell.line(f"{_frames(finding)}: {finding.message}")
-    verdict = "sound" if report.ok else f"{len(report.findings)} findings"
-    shell.line(f"{report.frames} frames, {report.events} events, head {report.head_hash[:16]}: {verdict}")
-    if report.ok:
+        shell.json(report)
+        return status
+    for finding in report["findings"]:
+        shell.line(f"{_frames(finding)}: {finding['message']}")
+    verdict = "sound" if report["ok"] else f"{len(report['findings'])} findings"
+    shell.line(f"{report['frames']} frames, {report['events']} events, head {report['head_hash'][:16]}: {verdict}")
+    if report["ok"]:
         shell.line(
-            f"also checked: {report.bodies} texts, {report.transcripts} transcripts, the state that the events fold to"
+            f"also checked: {report['bodies']} texts, {report['transcripts']} transcripts, the state that the events fold to"
         )
-    for what in report.unproven:
+    for what in report["unproven"]:
         shell.line(f"not proven: {what}")
-    return exits.OK if report.ok else exits.FAILED
+    return status
 
 
-def _frames(finding: Finding) -> str:
-    frames = f"frame {finding.frame_no}"
-    if finding.last_frame_no != finding.frame_no:
-        frames = f"frames {finding.frame_no} to {finding.last_frame_no}"
-    seqs = f"seq {finding.first_seq}"
-    if finding.last_seq != finding.first_seq:
-        seqs += f" to {finding.last_seq}"
-    return f"{frames} ({seqs})"
+def _frames(finding: dict[str, Any]) -> str:
+    def span(name: str, first: int, last: int) -> str:
+        return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
+
+    frames = span("frame", finding["frame_no"], finding["last_frame_no"])
+    return f"{frames} ({span('event', finding['first_seq'], finding['last_seq'])})"

@@ -142,7 +142,7 @@ class RelationalReader(abc.ABC):
             with self._reading() as connection:
                 rows = connection.execute(_SELECT_FRAMES, {"first": first, "last": end, "rows": _PAGE_FRAMES}).all()
             for row in rows:
-                yield Frame(*row)
+                yield _frame(row)
             if len(rows) < _PAGE_FRAMES:
                 return
             first = rows[-1][0] + 1
@@ -178,7 +178,7 @@ class RelationalReader(abc.ABC):
         for at in range(0, len(ordered), _PAGE_NUMBERS):
             with self._reading() as connection:
                 page = connection.execute(_SELECT_FRAMES_AT, {"numbers": ordered[at : at + _PAGE_NUMBERS]})
-                found += [Frame(*row) for row in page]
+                found += [_frame(row) for row in page]
         return found
 
     def body(self, owner: str, body_id: str) -> bytes | None:
@@ -225,6 +225,15 @@ def _with_runs(rows: Sequence[_Facts], first: int, last: int, seq: int, events: 
         first, seq = row[0] + 1, row[2] + row[3]
     if last >= first:
         yield last, 0, seq, end_seq - seq, b""
+
+
+def _frame(row: sa.Row[Any]) -> Frame:
+    """A frame as stored. Bytes that somebody's edit turned into a text or number are bytes again, so that they can be
+    compared with their hash."""
+    columns = tuple(row)
+    if all(type(stored) is bytes for stored in columns[4:]):
+        return Frame(*columns)
+    return Frame(*columns[:4], *[c if type(c) is bytes else str(c).encode() for c in columns[4:]])
 
 
 def _index_row(row: sa.Row[Any]) -> IndexRow:

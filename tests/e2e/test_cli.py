@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import uuid
@@ -149,11 +151,38 @@ def test_the_journals_commands(home, tmp_path):
     path = tmp_path / "all.jsonl"
     told = home.json("journal", "export", str(path), "--texts")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[-1]["end"]["events"] == told["events"] == len(lines) - 1
+    assert lines[-1]["end"]["events"] == told["events"] == sum("seq" in line for line in lines)
+    assert any(line["name"] == "transcript" and line["text"] for line in lines[:-1])
     assert path.stat().st_mode & 0o777 == 0o600
     assert home.call("journal", "verify").status == exits.OK
     assert home.json("journal", "verify")["ok"] is True
     assert home.call("journal", "migrate").status == exits.OK
+
+
+def test_the_journals_commands_ask_a_server_that_is_named(home, mock_server, tmp_path):
+    named = ("--url", mock_server.url, "--data-dir", str(tmp_path / "elsewhere"))
+    task = submitted(home, QUICK)
+    home.call("stream", task)
+    told = [json.loads(line) for line in home.call("journal", "tail", "-n", "5", "--json", *named).out.splitlines()]
+    assert len(told) == 5
+    assert home.json("journal", "stats", *named)["by_name"]["task.admitted"] >= 1
+    assert home.json("journal", "verify", *named)["ok"] is True
+    lines = home.call("journal", "export", *named).out.splitlines()
+    assert json.loads(lines[-1])["end"]["events"] == len(lines) - 1
+
+
+def test_journal_verify_names_the_frame_that_was_edited(new_server):
+    server = new_server({"pools": [{"id": "mock", "engine": "mock", "model": "mock"}]}).start()
+    server.home.call("run", QUICK)
+    assert server.stop() == exits.OK
+    with contextlib.closing(sqlite3.connect(server.home.data_dir / "journal.db")) as database:
+        database.execute("UPDATE frames SET facts = replace(facts, 'mock', 'mick') WHERE frame_no = 2")
+        database.commit()
+    done = server.home.call("journal", "verify")
+    assert done.status == exits.FAILED
+    assert done.out.startswith("frame 2 (event")
+    assert "edited" in done.out
+    assert server.home.call("journal", "verify", "--json").status == exits.FAILED
 
 
 def test_journal_tail_follows_until_it_is_interrupted(home):
