@@ -143,7 +143,14 @@ class Service:
 
     def stop(self) -> None:
         """Ends all its processes: asked first, then killed."""
-        for sign, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        self._end((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+
+    def kill(self) -> None:
+        """Ends all its processes without asking."""
+        self._end((signal.SIGKILL, 5.0))
+
+    def _end(self, *steps: tuple[signal.Signals, float]) -> None:
+        for sign, patience_s in steps:
             pids = self.pids()
             for pid in pids:
                 with contextlib.suppress(OSError):
