@@ -63,9 +63,9 @@ def create_app(
     app: falcon.asgi.App[Any, Any] = falcon.asgi.App()
     app.req_options.strip_url_path_trailing_slash = False
     paths = [kind.path for kind in kinds]
-    shapes = {kind.path: kind.shape for kind in kinds if kind.shape != "native"}
+    shapes = {kind.route: kind.shape for kind in kinds if kind.shape != "native"}
     for kind in kinds:
-        app.add_route(kind.path, kind(context))
+        app.add_route(kind.route, kind(context))
 
     async def answer(req: Request, resp: Response, error: OrchError) -> None:
         correlation: str = req.scope["llama_orch.correlation"]

@@ -97,6 +97,7 @@ class EventLog:
         self._journal: Any = None
         #: fields of tasks that have not ended
         self._tasks: dict[str, Fields] = {}
+        self._of_group: dict[str, Fields] = {}
         self._said: dict[type, Callable[[Recorded], tuple[str, Fields, str]]] = {
             TaskAdmitted: self._admitted,
             TaskRejected: self._rejected,
@@ -154,7 +155,7 @@ class EventLog:
         """What is known of a task (session, model, where it runs), also of one from before this process."""
         known = self._tasks.get(task_id)
         if known is not None:
-            return dict(known)
+            return {"task_id": task_id, **known}
         fields: Fields = {"task_id": task_id}
         state = self._journal.head.tasks.get(task_id) if self._journal is not None else None
         if state is not None:
@@ -167,15 +168,20 @@ class EventLog:
 
     def _admitted(self, record: Recorded) -> tuple[str, Fields, str]:
         event: TaskAdmitted = record.payload
-        known: Fields = {"task_id": event.task_id, "model_id": event.group}
+        # Waiting tasks without a session share one dictionary: there may be a hundred thousand of them.
+        known = self._of_group.setdefault(event.group, {"model_id": event.group})
         if event.session_id:
-            known["session_id"] = event.session_id
+            known = known | {"session_id": event.session_id}
         self._tasks[event.task_id] = known
-        fields = known | {
-            "priority": event.priority,
-            "queue_position": event.queue_position,
-            "predicted_start_ms": event.predicted_start_ms,
-        }
+        fields = (
+            {"task_id": event.task_id}
+            | known
+            | {
+                "priority": event.priority,
+                "queue_position": event.queue_position,
+                "predicted_start_ms": event.predicted_start_ms,
+            }
+        )
         human = (
             f"Task {event.task_id} for {event.model_ref} was accepted with {event.queue_position} tasks before it"
             f" and should start in {event.predicted_start_ms} ms."

@@ -28,6 +28,10 @@ OTHER = "other"
 #: pool of a task whose group has several
 SEVERAL = "*"
 Values = tuple[str, ...]
+#: engine, engine_version, pool_id, replica_id
+PoolLabels = tuple[str, str, str, str]
+#: a task's pool, and its priority
+TaskLabels = tuple[PoolLabels, str]
 
 _HELP = {
     "tasks_enqueued_total": "Tasks that were admitted.",
@@ -175,7 +179,9 @@ class Metrics(Collector):
         }
         self._candidates = 0
         #: pool's labels (once it started) and priority of tasks that have not ended
-        self._tasks: dict[str, tuple[tuple[str, str, str, str], str]] = {}
+        self._tasks: dict[str, TaskLabels] = {}
+        #: equal labels are one object: a hundred thousand tasks may wait
+        self._labels: dict[TaskLabels, TaskLabels] = {}
         self._generations: dict[str, int] = {}
         self._folds: dict[type, Callable[[Any], None]] = {
             TaskAdmitted: self._admitted,
@@ -205,7 +211,7 @@ class Metrics(Collector):
 
     # --- labels ----------------------------------------------------------------------------------------------
 
-    def _pool_labels(self, pool_id: str) -> tuple[str, str, str, str]:
+    def _pool_labels(self, pool_id: str) -> PoolLabels:
         """engine, engine_version, pool_id, replica_id."""
         pool = self._services.journal.head.pools.by_id.get(pool_id)
         if pool is None:
@@ -215,14 +221,18 @@ class Metrics(Collector):
             return pool.declared.engine, "", pool_id, ""
         return pool.declared.engine, observed.engine_version, pool_id, observed.replica_id
 
-    def _group_labels(self, group: str) -> tuple[str, str, str, str]:
+    def _group_labels(self, group: str) -> PoolLabels:
         pools = self._services.journal.head.pools.serving(group)
         if len(pools) == 1:
             return self._pool_labels(pools[0].declared.pool_id)
         engines = {p.declared.engine for p in pools}
         return (engines.pop() if len(engines) == 1 else SEVERAL), SEVERAL, SEVERAL, SEVERAL
 
-    def _task_labels(self, task_id: str) -> tuple[tuple[str, str, str, str], str]:
+    def _shared(self, pool: PoolLabels, priority: str) -> TaskLabels:
+        labels = (pool, priority)
+        return self._labels.setdefault(labels, labels)
+
+    def _task_labels(self, task_id: str) -> TaskLabels:
         """Pool's labels and priority of a task that has not ended, also one from before this process."""
         known = self._tasks.get(task_id)
         if known is not None:
@@ -239,7 +249,7 @@ class Metrics(Collector):
 
     def _admitted(self, event: TaskAdmitted) -> None:
         labels = self._group_labels(event.group)
-        self._tasks[event.task_id] = labels, event.priority
+        self._tasks[event.task_id] = self._shared(labels, event.priority)
         self._counters["tasks_enqueued_total"].add(*labels, event.priority)
 
     def _rejected(self, event: TaskRejected) -> None:
@@ -260,7 +270,7 @@ class Metrics(Collector):
     def _started(self, event: TaskStarted) -> None:
         priority = self._task_labels(event.task_id)[1]
         pool = (event.engine, event.engine_version, event.pool_id, event.replica_id)
-        self._tasks[event.task_id] = pool, priority
+        self._tasks[event.task_id] = self._shared(pool, priority)
         self._counters["tasks_started_total"].add(*pool, priority)
         off_by = abs(event.queue_time_ms - event.predicted_start_ms)
         self._histograms["start_estimate_error_ms"].observe(event.engine, event.pool_id, amount=off_by)

@@ -114,6 +114,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 class Resource:
     """What every resource inherits."""
 
+    #: as Falcon routes it: ``{name:path}`` takes slashes too
+    route: ClassVar[str] = ""
+    #: as it is described
     path: ClassVar[str] = ""
     tag: ClassVar[str] = ""
     #: how errors are written
@@ -137,7 +140,7 @@ def resource(path: str, *, tag: str, shape: ErrorShape = "native") -> Callable[[
 
     def declare(cls: C) -> C:
         kind = typing.cast("type[Resource]", cls)
-        kind.path, kind.tag, kind.shape = path, tag, shape
+        kind.route, kind.path, kind.tag, kind.shape = path, path.replace(":path}", "}"), tag, shape
         kind.operations = {
             name.removeprefix("on_"): member.operation
             for name, member in inspect.getmembers(cls)

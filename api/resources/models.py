@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ..operations import Call, Resource, operation, resource
@@ -30,6 +32,26 @@ class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ModelBody]
 
 
+def model_bodies(services: Any) -> list[ModelBody]:
+    """All models and their aliases."""
+    out: list[ModelBody] = []
+    pools = services.journal.head.pools.by_id
+    for model in services.capabilities.models():
+        created = min((pools[p].since_ns for p in model["pools"] if p in pools), default=0) // 1_000_000_000
+        for name in (model["id"], *model["aliases"]):
+            out.append(
+                ModelBody(
+                    id=name,
+                    created=created,
+                    root=model["id"],
+                    ready=model["ready"],
+                    max_model_len=model["ctx_max"],
+                    pools=model["pools"],
+                )
+            )
+    return out
+
+
 @resource("/v1/models", tag="openai", shape="openai")
 class ModelsResource(Resource):
     """All models."""
@@ -37,19 +59,4 @@ class ModelsResource(Resource):
     @operation("List models.")
     async def on_get(self, call: Call) -> ModelsBody:
         """Models and their aliases, ready or not."""
-        out: list[ModelBody] = []
-        pools = self.services.journal.head.pools.by_id
-        for model in self.services.capabilities.models():
-            created = min((pools[p].since_ns for p in model["pools"] if p in pools), default=0) // 1_000_000_000
-            for name in (model["id"], *model["aliases"]):
-                out.append(
-                    ModelBody(
-                        id=name,
-                        created=created,
-                        root=model["id"],
-                        ready=model["ready"],
-                        max_model_len=model["ctx_max"],
-                        pools=model["pools"],
-                    )
-                )
-        return ModelsBody(data=out)
+        return ModelsBody(data=model_bodies(self.services))

@@ -179,3 +179,11 @@ def test_models_and_aliases_are_listed(client: openai.OpenAI) -> None:
 def test_an_alias_is_served_under_its_name(client: openai.OpenAI) -> None:
     said = client.chat.completions.create(model="mock-alias", messages=CHAT)
     assert said.model == "mock-alias"
+
+
+def test_one_model_is_told_and_a_missing_one_is_named(client: openai.OpenAI) -> None:
+    assert client.models.retrieve("mock-alias").id == "mock-alias"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("org/mock")
+    assert caught.value.code == "MODEL_NOT_FOUND"
+    assert "'org/mock'" in caught.value.message
