@@ -17,6 +17,7 @@ from llama_orch.core.journal.history import facts_of
 from llama_orch.core.journal.replay import replay
 from llama_orch.core.journal.verify import verify
 from llama_orch.core.ports import JournalStore
+from llama_orch.core.registry import load_all
 from llama_orch.core.types import Entry
 
 from .http_client import SseFrame
@@ -63,6 +64,7 @@ class History:
     """A journal, folded by the audit's own rules."""
 
     def __init__(self, store: JournalStore) -> None:
+        load_all()
         self.tasks: dict[str, Told] = {}
         self.by_no: dict[int, Told] = {}
         self.leases: dict[str, str] = {}
