@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,6 +79,19 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def allow_open_files(connections: int) -> None:
+    """Raise the process's soft limit of open files, as far as the hard one allows, to what so many connections need.
+
+    A stream takes two: the client's connection and the engine's. The usual soft limit is 1024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + 512
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server; signals belong to whoever calls :func:`serve`.
 
@@ -113,6 +127,7 @@ async def serve(
     :param ready: called with the base URL once connections are accepted.
     :raises ConfigError: ``settings.bind`` cannot be used.
     """
+    allow_open_files(settings.limits.connections)
     owned = listener is None
     sock = loopback_socket(settings.bind) if listener is None else listener
     config = uvicorn.Config(
@@ -126,7 +141,7 @@ async def serve(
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_keep_alive=settings.limits.keep_alive_ms // 1000,
+        timeout_keep_alive=max(1, settings.limits.keep_alive_ms // 1000),
         timeout_graceful_shutdown=max(1, round(grace_s)),
         backlog=BACKLOG,
     )

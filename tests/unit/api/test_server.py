@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 import pytest
 
-from llama_orch.api.server import loopback_socket, parse_bind, url_of
+from llama_orch.api.server import allow_open_files, loopback_socket, parse_bind, url_of
 from llama_orch.core.errors import ConfigError
 
 
@@ -62,6 +63,20 @@ def test_sockets_send_small_writes_at_once() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_limit_of_open_files_is_raised_for_connections_and_never_lowered() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        low = min(before[0], 300)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+        allow_open_files(10)
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised == (min(532, before[1]), before[1])
+        allow_open_files(1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == raised
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_urls_have_brackets_around_ipv6() -> None:
