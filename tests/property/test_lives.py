@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from llama_orch.core.errors import OrchError
 from llama_orch.core.events.lease import LeaseReleased
+from llama_orch.core.events.task import TaskAdmitted, TaskAttemptFailed, TaskEnded, TaskPlaced
 from llama_orch.core.services.admission import Admission
 
 from ..support.engine import ScriptedAttempt
@@ -290,6 +291,10 @@ class Lives(RuleBasedStateMachine):
         self.cancels.clear()
         self.stage.start()
         self.stage.services.transcripts.compact_from = self.compact_from
+        for task_id in self.accepted:
+            assert len(self.stage.payloads(TaskAdmitted, task_id)) == 1, "an acknowledged admission was lost"
+        for task_id in self.settled:
+            assert len(self.stage.payloads(TaskEnded, task_id)) == 1, "an acknowledged end was lost"
         self.look()
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -320,6 +325,8 @@ class Lives(RuleBasedStateMachine):
         leases = self.stage.journal.head.leases
         for name, count in self.stage.slots.items():
             assert 0 <= leases.count(name) <= count
+            busy = sum(not attempt.slot_is_free for attempt in self.stage.engines[name].attempts)
+            assert busy <= count, "an engine got more than it has slots for: a slot was given away before it was free"
         for reader in self.readers:
             if reader.ended is not None:
                 self.settled.add(reader.task_id)
@@ -328,6 +335,7 @@ class Lives(RuleBasedStateMachine):
     def check(self) -> None:
         """The journal as it stands; and head is kept as it stands, to replay from it."""
         self.stage.check()
+        check_order(self.stage)
         if len(self.stage.snapshots) < 5:
             self.stage.snapshot()
 
@@ -377,6 +385,8 @@ class Lives(RuleBasedStateMachine):
         assert not self.cancels
         assert stage.journal.leaving == {}
         stage.check()
+        check_order(stage)
+        check_keys(stage)
         self.everybody_has_it_all()
 
     def everybody_has_it_all(self) -> None:
@@ -412,6 +422,39 @@ class Lives(RuleBasedStateMachine):
         assert "LATE" not in text
         for one, two in zip(text.lower(), text.lower()[1:], strict=False):
             assert (ALPHABET.index(two) - ALPHABET.index(one)) % len(ALPHABET) == 1, text
+
+
+def check_order(stage: Stage) -> None:
+    """First come, first served within each priority, interactive before batch (ADM-3)."""
+    waiting: dict[str, dict[str, tuple[int, int]]] = {"interactive": {}, "batch": {}}
+    places: dict[str, tuple[str, tuple[int, int]]] = {}
+    for record in stage.facts(TaskAdmitted, TaskPlaced, TaskAttemptFailed, TaskEnded):
+        event = record.payload
+        if isinstance(event, TaskAdmitted):
+            places[event.task_id] = (event.priority, (record.seq, record.time_ns))
+        priority, place = places[event.task_id]
+        if isinstance(event, (TaskAdmitted, TaskAttemptFailed)):
+            waiting[priority][event.task_id] = place
+            continue
+        if isinstance(event, TaskPlaced):
+            assert place == min(waiting[priority].values()), "a task was placed before one that came earlier"
+            if priority == "batch" and waiting["interactive"]:
+                assert record.time_ns - place[1] >= 60_000_000_000, "a batch task passed interactive ones"
+        waiting[priority].pop(event.task_id, None)
+
+
+def check_keys(stage: Stage) -> None:
+    """One task for a key, unless the last one failed in a way that another run may mend (ADM-6)."""
+    latest: dict[str, str] = {}
+    ends: dict[str, TaskEnded] = {}
+    for record in stage.facts(TaskAdmitted, TaskEnded):
+        event = record.payload
+        if isinstance(event, TaskEnded):
+            ends[event.task_id] = event
+        elif event.idempotency_digest:
+            before = latest.get(event.idempotency_digest)
+            assert before is None or ends[before].retriable, "a key has two tasks"
+            latest[event.idempotency_digest] = event.task_id
 
 
 class PowerLoss(Lives):
