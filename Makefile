@@ -14,11 +14,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 #: More arguments for pytest: make test ARGS="-k cancel"
 ARGS ?=
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: help demo test quick chaos check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
+.PHONY: help demo test compiler pytest-command quick chaos check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,12 +51,17 @@ demo: $(RUNTIME) ## a haiku from the bundled model, on a server that lives as lo
 
 # --- checks --------------------------------------------------------------------------------------
 
-test: check ## everything: the checks, then all tests
+test: check compiler ## everything: the checks, then all tests
+	$(PYTEST) $(ARGS)
+
+compiler:
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo 'make test: the tests build small C programs and found neither cc nor gcc. Install a C compiler (Debian, Ubuntu: apt-get install gcc libc6-dev).' >&2; exit 2; }
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+pytest-command: # for .ci/run, whose last line is pytest's
+	@echo $(PYTEST)
 
 quick: $(DEV) ## the tests that take seconds
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" tests/unit tests/property $(ARGS)
+	$(PYTEST) -m "not slow" tests/unit tests/property $(ARGS)
 
 chaos: $(DEV) ## kill servers at random moments, as often as the bars say (four minutes)
 	CHAOS_KILLS=200 CHAOS_LLAMA_KILLS=20 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
