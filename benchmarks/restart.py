@@ -150,7 +150,9 @@ async def write(folder: Path, upto_seq: int, tokens: int, first_task: int, *, le
                 task_id = f"00000000-0000-4000-8000-{tasks:012d}"
                 begin(journal, task_id)
                 # The first ones are cut short by different shares of their length.
-                running[task_id] = tokens - (tokens * (tasks - first_task) // _STREAMS if tasks - first_task < _STREAMS else 0)
+                running[task_id] = tokens - (
+                    tokens * (tasks - first_task) // _STREAMS if tasks - first_task < _STREAMS else 0
+                )
                 tasks += 1
             for task_id in list(running):
                 if not running[task_id]:

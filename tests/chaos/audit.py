@@ -94,7 +94,7 @@ class History:
     @staticmethod
     def _transcript(told: Told, body: bytes) -> None:
         transcript = unpack_transcript(body)
-        starts = dict((first, epoch) for epoch, first in transcript.epochs)
+        starts = {first: epoch for epoch, first in transcript.epochs}
         epoch = 0
         for n, entry in enumerate(transcript.batch.entries(), 1):
             epoch = starts.get(n, epoch)

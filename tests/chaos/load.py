@@ -212,7 +212,9 @@ class Load:
                         break
                     after = frame.id
                     task.frames.append(frame)
-                    assert task.contents.setdefault(frame.id, frame) == frame, f"{task.task_id}: {frame.id} was used twice"
+                    assert task.contents.setdefault(frame.id, frame) == frame, (
+                        f"{task.task_id}: {frame.id} was used twice"
+                    )
                     task.ended = frame.event in {"end", "error"}
                     self.ledger.note()
             except BROKEN:

@@ -123,7 +123,7 @@ class MockEngine:
     async def tokens_said(self) -> int:
         """Tokens that the engine produced since it started."""
         text: str = (await call(self.port, "GET", "/metrics")).body
-        return int(float(text.split()[-1]))
+        return int(float(text.rsplit(maxsplit=1)[-1]))
 
     def kill(self) -> None:
         if self._process is not None:
