@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from ..core.events.pool import PoolDraining, PoolReady, PoolUnready
 from ..core.events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskPlaced, TaskRejected, TaskStarted
 from ..core.projections.projection import Recorded
+from ..core.services.container import Services
 
 LINT_FILE = Path(__file__).with_name("metrics_lint.toml")
 OTHER = "other"
@@ -167,7 +168,7 @@ class Metrics(Collector):
     :param services: whose journal is folded and read.
     """
 
-    def __init__(self, services: Any) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
         self.registry = CollectorRegistry()
         self.registry.register(self)

@@ -28,7 +28,10 @@ from falcon.asgi import Request, Response
 
 from ..core.errors import OrchError
 from ..core.services.caller import Caller
+from ..core.services.container import Services
 from ..core.settings import Settings
+from .connection import Connection
+from .metrics import Metrics
 from .requests import decode_query, decoder_for, read_body
 from .streaming import StreamPlan
 
@@ -72,9 +75,10 @@ class Call:
         return self._request.get_header(name)
 
     @property
-    def connection(self) -> Any:
-        """The client's connection, see :mod:`~llama_orch.api.connection`."""
-        return self._request.scope["llama_orch.connection"]
+    def connection(self) -> Connection:
+        """The client's connection."""
+        found: Connection = self._request.scope["llama_orch.connection"]
+        return found
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,12 +103,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What resources are made with."""
 
-    services: Any
+    services: Services
     settings: Settings
     #: of this program; also OpenAPI's ``info.version``
     version: str
     #: answers of ``GET /metrics``
-    metrics: Any
+    metrics: Metrics
     #: bytes of ``GET /openapi.json``
     document: Callable[[], bytes]
     #: Unix time, nanoseconds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+from ..core.services.container import Services
 from ..core.services.tasks import TaskInfo
 from .operations import Call
 
@@ -12,7 +12,7 @@ from .operations import Call
 FOREVER_MS = 31_536_000_000
 
 
-async def wait_for_end(services: Any, call: Call, task_id: str, timeout_ms: int = FOREVER_MS) -> TaskInfo:
+async def wait_for_end(services: Services, call: Call, task_id: str, timeout_ms: int = FOREVER_MS) -> TaskInfo:
     """The task once its end is durable, or as it is after the time; the caller counts as a reader of the task (STR-6).
 
     :raises asyncio.CancelledError: the client left; the layer above answers nobody.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from ...core.services.container import Services
 from ..operations import Call, Resource, operation, resource
 
 
@@ -32,7 +31,7 @@ class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ModelBody]
 
 
-def model_bodies(services: Any) -> list[ModelBody]:
+def model_bodies(services: Services) -> list[ModelBody]:
     """All models and their aliases."""
     out: list[ModelBody] = []
     pools = services.journal.head.pools.by_id

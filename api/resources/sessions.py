@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from ...core.projections.sessions import SessionState
+from ...core.services.container import Services
 from ..operations import Call, Resource, operation, resource
 
 
@@ -45,7 +44,7 @@ def body_of(state: SessionState, now_ns: int) -> SessionBody:
     )
 
 
-def open_sessions(services: Any, owner: str, now_ns: int) -> list[SessionState]:
+def open_sessions(services: Services, owner: str, now_ns: int) -> list[SessionState]:
     """An owner's sessions whose idle time is not over, by id."""
     states: dict[str, SessionState] = services.journal.head.sessions.by_id
     return [s for _, s in sorted(states.items()) if s.owner == owner and not s.due(now_ns)]

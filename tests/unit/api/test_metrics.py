@@ -31,6 +31,10 @@ PROMISED = {
 BOUNDS = {"engine": 8, "engine_version": 64, "pool_id": 256, "replica_id": 1024, "priority": 8, "reason": 32}
 
 
+def metrics_of(services: Any) -> Metrics:
+    return Metrics(services)
+
+
 def declared() -> dict[str, list[str]]:
     rules = lint()
     histograms = {name: rule["labels"] for name, rule in rules["histograms"].items()}
@@ -96,7 +100,7 @@ def test_buckets_of_latencies_are_those_that_were_promised() -> None:
 
 
 def test_the_registry_has_what_the_lint_file_has() -> None:
-    metrics = Metrics(FakeServices())
+    metrics = metrics_of(FakeServices())
     kinds = {"counter": "counters", "gauge": "gauges", "histogram": "histograms"}
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -105,7 +109,7 @@ def test_the_registry_has_what_the_lint_file_has() -> None:
 
 
 def test_values_past_a_bound_are_counted_together() -> None:
-    metrics = Metrics(FakeServices())
+    metrics = metrics_of(FakeServices())
     for n in range(BOUNDS["reason"] + 5):
         metrics.fold([recorded(TaskCancelled(task_id=f"t{n}", reason=f"r{n}"))])
     found = samples(metrics)["tasks_canceled_total"]
@@ -115,7 +119,7 @@ def test_values_past_a_bound_are_counted_together() -> None:
 
 
 def test_ended_tasks_are_forgotten() -> None:
-    metrics = Metrics(FakeServices())
+    metrics = metrics_of(FakeServices())
     ended = TaskEnded(task_id="a", outcome="completed", finish_reason="stop", entries=1, tokens_out=1, prompt_tokens=2)
     metrics.fold([recorded(admitted("a")), recorded(admitted("b")), recorded(ended)])
     assert set(metrics._tasks) == {"b"}
@@ -126,7 +130,7 @@ def test_ended_tasks_are_forgotten() -> None:
 
 def test_gauges_of_pools_that_are_gone_disappear() -> None:
     services = FakeServices()
-    metrics = Metrics(services)
+    metrics = metrics_of(services)
     assert "pool_ready" not in samples(metrics)
     assert samples(metrics)["journal_ok"] == {(): 1.0}
     services.journal.status = "refusing"
