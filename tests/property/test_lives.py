@@ -102,11 +102,11 @@ class Lives(RuleBasedStateMachine):
         self.look()
 
     @precondition(lambda self: self.accepted and len(self.readers) < 6)
-    @rule(n=_index, stalled=st.booleans(), attached=st.booleans())
-    def read(self, n: int, stalled: bool, attached: bool) -> None:
+    @rule(n=_index, stalled=st.booleans(), attached=st.booleans(), fast=st.booleans())
+    def read(self, n: int, stalled: bool, attached: bool, fast: bool) -> None:
         """A reader comes."""
         task_id = sorted(self.accepted)[n % len(self.accepted)]
-        self.readers.append(self.stage.reader(task_id, stalled=stalled, attached=attached))
+        self.readers.append(self.stage.reader(task_id, stalled=stalled, attached=attached, fast=fast))
         self.look()
 
     @precondition(lambda self: self.readers)

@@ -10,7 +10,7 @@ from llama_orch.core.errors import OrchError
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
 from llama_orch.core.services.caller import Caller
-from llama_orch.core.services.streams import Ended, Heartbeat, Queued, Started
+from llama_orch.core.services.streams import Ended, Heartbeat, LiveItems, Queued, Started
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -21,6 +21,7 @@ class Reader:
 
     :param attached: it counts as a reader whose leaving may cancel the task.
     :param stalled: it takes what it is offered only when :meth:`take` says so.
+    :param fast: it takes segments right from the commit when it can, as a socket does that has room.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Reader:
         after: str | None = None,
         attached: bool = False,
         stalled: bool = False,
+        fast: bool = False,
         **options: Any,
     ) -> None:
         self._stage = stage
@@ -41,6 +43,9 @@ class Reader:
         self._task: asyncio.Task[None] | None = None
         self._may_take: asyncio.Event | None = None
         self._stalled = stalled
+        self._fast = fast
+        #: lists of segments that came right from the commit
+        self.taken_fast = 0
         self.started: TaskStarted | None = None
         self.texts: list[str] = []
         self.batches: list[EntryBatch] = []
@@ -50,6 +55,8 @@ class Reader:
         self.beats = 0
         self.positions: list[int] = []
         self.error: OrchError | None = None
+        #: what was wrong with what it saw; a stage's check raises it
+        self.defect: Exception | None = None
 
     @property
     def text(self) -> str:
@@ -100,6 +107,8 @@ class Reader:
     async def _read(self) -> None:
         try:
             stream = await self._stage.services.streams.open(self.task_id, after=self.last_id, **self._options)
+            if self._fast and isinstance(stream, LiveItems):
+                stream.fast = self._take_fast
             async for items in stream:
                 if self._stalled:
                     assert self._may_take is not None
@@ -109,11 +118,29 @@ class Reader:
                     self._see(item)
         except OrchError as error:
             self.error = error
+        except Exception as error:
+            self.defect = error
+            raise
         else:
             if self._attached:
                 self._stage.services.readers.detach(self.task_id, Caller(), gone=False)
 
+    def _take_fast(self, segments: list[Segment]) -> bool:
+        if self._stalled:
+            return False
+        for segment in segments:
+            self._see(segment)
+        self.taken_fast += 1
+        return True
+
     def _see(self, item: object) -> None:
+        try:
+            self._look_at(item)
+        except AssertionError as error:
+            self.defect = error
+            raise
+
+    def _look_at(self, item: object) -> None:
         assert self.ended is None, "something came behind the end"
         if isinstance(item, Started):
             assert not self.ids, "the start is the first"

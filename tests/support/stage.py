@@ -361,6 +361,9 @@ class Stage:
     def check(self) -> None:
         """What must hold of every journal, at any moment."""
         check_journal(self)
+        for reader in self.readers:
+            if reader.defect is not None:
+                raise AssertionError("a reader saw what it must not see") from reader.defect
 
 
 def check_journal(stage: Stage) -> None:

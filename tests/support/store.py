@@ -133,6 +133,13 @@ class MemoryStore:
             msg = f"I/O error ({outcome})"
             raise StoreUnknownError(msg)
 
+    def keep(self, pieces: Sequence[BodyPiece]) -> None:
+        if self.disk.always == "refused":
+            msg = "the disk is full"
+            raise StoreRefusedError(msg)
+        for piece in pieces:
+            self.disk.bodies.setdefault((piece.owner, piece.body_id), {}).setdefault(piece.piece, piece)
+
     def sync(self, target_hash: bytes, seq: int) -> None:
         disk = self.disk
         if disk.sync_errors:

@@ -98,6 +98,35 @@ def test_many_readers_see_the_same() -> None:
         assert len({(r.text, tuple(r.ids), r.ended is None) for r in readers}) == 1
 
 
+def test_a_reader_with_room_takes_segments_right_from_the_commit_and_sees_the_same() -> None:
+    with on_stage() as stage:
+        task_id = running(stage)
+        fast, plain = stage.reader(task_id, fast=True), stage.reader(task_id)
+        for n in range(20):
+            stage.attempt(task_id).say(f"{n} ", "x")
+            stage.settle()
+        stage.attempt(task_id).end()
+        stage.settle()
+        assert fast.taken_fast >= 18
+        assert (fast.ids, fast.texts, fast.ended) == (plain.ids, plain.texts, plain.ended)
+
+
+def test_a_reader_that_has_room_again_misses_nothing() -> None:
+    with on_stage(buffer_bytes=4_096) as stage:
+        task_id = running(stage)
+        reader = stage.reader(task_id, fast=True, stalled=True)
+        for n in range(60):
+            stage.attempt(task_id).say(f"{n} ")
+            stage.settle()
+            if n == 40:
+                reader.go()
+        stage.attempt(task_id).end()
+        stage.settle()
+        assert reader.texts == [f"{n} " for n in range(60)]
+        assert reader.taken_fast > 0
+        assert reader.ended is not None
+
+
 def test_a_stalled_reader_takes_no_memory_and_misses_nothing() -> None:
     with on_stage(buffer_bytes=4_096) as stage:
         task_id = running(stage)
