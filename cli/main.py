@@ -6,10 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from . import exits
 from .exits import CliError
 from .shell import Shell, system_shell
+
+if TYPE_CHECKING:
+    from ..core.errors import JournalError
 
 
 def main(arguments: Sequence[str] | None = None, shell: Shell | None = None) -> int:
@@ -61,7 +65,7 @@ def _run(given: list[str], shell: Shell) -> int:
             error.message, remedy=error.what_to_do, status=exits.USAGE, code=error.code, **error.details
         ) from error
     except JournalError as error:
-        raise CliError(error.message, remedy=error.what_to_do, code=type(error).__name__) from error
+        raise CliError(error.message, remedy=_journal_remedy(error), code=type(error).__name__) from error
     except OrchError as error:
         raise CliError(error.message, remedy=error.what_to_do, code=error.code) from error
     except (CliError, OSError):
@@ -74,6 +78,17 @@ def _run(given: list[str], shell: Shell) -> int:
             remedy="Run it again with LLORCH_DEBUG=1 for the details, and report them.",
             code="INTERNAL",
         ) from error
+
+
+def _journal_remedy(error: JournalError) -> str:
+    """What to do about a journal that is read here, where there is no server's log to look at."""
+    from ..core.errors import CorruptJournalError, OrchError
+
+    if error.what_to_do != OrchError.remedy:
+        return error.what_to_do
+    if isinstance(error, CorruptJournalError):
+        return "`llama-orch journal verify` locates damage; restore a backup, or name another journal with --data-dir."
+    return "See that the database is up, readable and has room, or name another journal with --data-dir or journal.url."
 
 
 def _os_error(error: OSError) -> CliError:

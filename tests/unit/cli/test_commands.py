@@ -475,3 +475,14 @@ def test_a_defect_is_told_without_a_traceback(call, monkeypatch):
     done = call("completion", "bash")
     assert done.status == exits.FAILED
     assert done.err.startswith("llama-orch: this is a defect: ZeroDivisionError: oops\n")
+
+
+@pytest.mark.parametrize("name", ["stats", "verify", "tail", "export", "snapshot"])
+def test_a_journal_that_is_no_database_is_told_with_what_to_do(call, name, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "journal.db").write_bytes(b"no database" * 500)
+    done = call("journal", name)
+    assert done.status == exits.FAILED
+    assert "journal.db" in done.err
+    assert "--data-dir" in done.err
+    assert "defect" not in done.err
