@@ -27,7 +27,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 
 def write_snapshot(folder: Path, head: Head, frame_no: int, frame_hash: bytes) -> Path:
-    """Write a snapshot atomically (0600, fsynced) and remove all but the two newest."""
+    """Write a snapshot atomically (0600, fsynced) and remove all but the two newest, and what a killed writer left."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     snapshot = Snapshot(
         format=_FORMAT, frame_no=frame_no, frame_hash=frame_hash, digest=head.digest(), state=head.dump()
@@ -45,7 +45,7 @@ def write_snapshot(folder: Path, head: Head, frame_no: int, frame_hash: bytes) -
         os.fsync(directory)
     finally:
         os.close(directory)
-    for old in sorted(folder.glob("*.snapshot"))[:-2]:
+    for old in [*sorted(folder.glob("*.snapshot"))[:-2], *folder.glob("*.part")]:
         old.unlink(missing_ok=True)
     return path
 
