@@ -20,13 +20,13 @@ class Trigger:
     def __init__(self, name: str, count: int, folder: Path) -> None:
         self._name = name
         self._left = count
-        self._path = folder / "crashed"
+        self.path = folder / "crashed"
 
     def reached(self) -> None:
         """The point is here."""
         self._left -= 1
         if self._left == 0:
-            note = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            note = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.write(note, self._name.encode())
             os.kill(os.getpid(), signal.SIGKILL)
             signal.pause()  # on a thread: until the signal arrives
@@ -263,14 +263,13 @@ def _recovering(trigger: Trigger) -> None:
     after(container, "recover", always, trigger)
 
 
-# --- snapshots ------------------------------------------------------------------------------------------------------
+# --- in a snapshot, which a process beside the server writes --------------------------------------------------------
 
+for _name in ("snapshot-part-written", "snapshot-renamed"):
 
-@point("snapshot-written")
-def _snapshot_written(trigger: Trigger) -> None:
-    before(Path, "rename", lambda self, _to: self.suffix == ".part", trigger)
-
-
-@point("snapshot-renamed")
-def _snapshot_renamed(trigger: Trigger) -> None:
-    after(Path, "rename", lambda self, _to: self.suffix == ".part", trigger)
+    @point(_name)
+    def _in_a_snapshot(trigger: Trigger, name: str = _name) -> None:
+        """The process that writes it dies there, and takes the server along."""
+        os.environ["PYTHONPATH"] = str(Path(__file__).with_name("customize"))
+        os.environ["CHAOS_SNAPSHOT"] = name
+        os.environ["CHAOS_NOTE"] = str(trigger.path)
