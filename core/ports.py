@@ -125,6 +125,14 @@ class JournalStore(Protocol):
         """
         ...
 
+    def keep(self, pieces: Sequence[BodyPiece]) -> None:
+        """Write pieces of bodies ahead of the frame that will name them; on the thread that commits when commits are
+        inline, else on any. Nothing refers to them yet, so no fence is needed, and repeating it changes nothing.
+
+        :raises StoreRefusedError: nothing was written. :raises StoreUnknownError: they may or may not be there.
+        """
+        ...
+
     def sync(self, target_hash: bytes, seq: int) -> None:
         """Make all that was committed before the call survive power loss, and note the head ``(seq, hash)``.
 

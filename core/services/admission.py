@@ -185,6 +185,8 @@ class AdmissionService:
         prompt_tokens, exact = await self._check_context(request, pools)
         self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
         self._journal.require_ok()
+        body_id, rows = await self._bodies.add(caller.owner, body_of(request), self._journal.require_ok)
+        self._journal.require_ok()
         # From here on nothing awaits: what was read is what the event is based on.
         attached = self._attached(caller, key, digest)
         if attached is not None:
@@ -203,7 +205,6 @@ class AdmissionService:
         if request.deadline_ms and estimate.p10_ms > request.deadline_ms:
             msg = f"the task would start in about {estimate.start_ms} ms, after its deadline"
             raise DeadlineUnmetError(msg, field="deadline_ms", got=request.deadline_ms)
-        body_id, rows, _ = self._bodies.add(caller.owner, body_of(request))
         until = now + self._settings.admission.idempotency_ms * 1_000_000 if key else 0
         cancels = request.cancel_on_disconnect
         if cancels is None:

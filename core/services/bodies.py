@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from ..errors import CorruptJournalError
+from ..errors import CorruptJournalError, JournalError, JournalUnavailableError
 from ..ports import BodyPiece, JournalStore
 from ..types import ChatMessage, TaskRequest
 
 #: a body is stored in pieces of at most this size, so that a large prompt never makes one huge row
-PIECE_BYTES = 262_144
+PIECE_BYTES = 65_536
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -69,19 +70,49 @@ class Bodies:
         self._cache: OrderedDict[tuple[str, str], tuple[RequestBody, int]] = OrderedDict()
         self._bytes = 0
 
-    def add(self, owner: str, body: RequestBody) -> tuple[str, list[BodyPiece], int]:
-        """Address, rows to store and size of a body."""
+    async def add(self, owner: str, body: RequestBody, require_ok: Callable[[], None]) -> tuple[str, list[BodyPiece]]:
+        """Address of a body, and the rows that go into the frame that names it.
+
+        A small body is one row of that frame. A large one is hashed beside the loop and written ahead, piece by
+        piece, so that no commit and no turn of the loop is long; its rows are in the store already.
+
+        :param require_ok: asked before each piece; raises when nothing new may be accepted.
+        :raises JournalUnavailableError: the store did not take it; nothing was accepted.
+        """
         raw = _encode(body)
-        body_id, rows = pieces(owner, raw)
-        key = (owner, body_id)
+        body_id, rows = await self.write_ahead(owner, raw, require_ok)
+        self._remember((owner, body_id), body, len(raw))
+        return body_id, rows
+
+    async def write_ahead(self, owner: str, raw: bytes, require_ok: Callable[[], None]) -> tuple[str, list[BodyPiece]]:
+        """The same for bytes, such as a rendered prompt."""
+        if len(raw) <= PIECE_BYTES:
+            return pieces(owner, raw)
+        body_id, ahead = await asyncio.to_thread(pieces, owner, raw)
+        for piece in ahead:
+            require_ok()
+            await self._keep(piece)
+        return body_id, []
+
+    async def _keep(self, piece: BodyPiece) -> None:
+        try:
+            if self._store.commits_inline:
+                self._store.keep([piece])
+                await asyncio.sleep(0)
+            else:
+                await asyncio.to_thread(self._store.keep, [piece])
+        except JournalError as error:
+            msg = f"the prompt cannot be written: {error.message}"
+            raise JournalUnavailableError(msg, retry_after_ms=1000) from error
+
+    def _remember(self, key: tuple[str, str], body: RequestBody, size: int) -> None:
         if key in self._cache:
             self._cache.move_to_end(key)
-        elif len(raw) <= self._limit // 8:
-            self._cache[key] = (body, len(raw))
-            self._bytes += len(raw)
+        elif size <= self._limit // 8:
+            self._cache[key] = (body, size)
+            self._bytes += size
             while self._bytes > self._limit:
                 self._bytes -= self._cache.popitem(last=False)[1][1]
-        return body_id, rows, len(raw)
 
     def cached(self, owner: str, body_id: str) -> RequestBody | None:
         """A body that is in memory."""

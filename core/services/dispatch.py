@@ -71,7 +71,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         #: leases whose slots are being watched until they are seen free
         self.watched: set[str] = set()
-        self._rendered: dict[str, tuple[str, str]] = {}
+        #: address of a task's rendered prompt, and the rows of it that are not in the store yet
+        self._rendered: dict[str, tuple[str, list[BodyPiece]]] = {}
         #: tasks whose next attempt has to continue instead of regenerate, because repeating them diverged
         self._continue: set[str] = set()
         self._closed = False
@@ -228,6 +229,7 @@ class Dispatcher:
             body = await self._bodies.get(state.admitted.owner, state.admitted.body_id)
             if body.messages is not None:
                 prompt = await engine.render_chat([msgspec.to_builtins(m) for m in body.messages])
+                self._rendered[state.task_id] = await self._keep_rendered(state.admitted.owner, prompt.encode())
             else:
                 prompt = body.prompt or ""
             prefix = await self._texts.text_of(state) if state.entries else ""
@@ -239,8 +241,16 @@ class Dispatcher:
             attempt.failed(AttemptFailure(kind="unreachable", message=f"the prompt could not be rendered: {error}"))
             return
         if attempt.done:
+            self._rendered.pop(state.task_id, None)
             return
         self._generate(attempt, engine, state, slot, body, prompt, prefix)
+
+    async def _keep_rendered(self, owner: str, raw: bytes) -> tuple[str, list[BodyPiece]]:
+        """A rendered prompt, written ahead when it is large; while the store refuses, it goes with the frame."""
+        try:
+            return await self._bodies.write_ahead(owner, raw, self._journal.require_ok)
+        except JournalUnavailableError:
+            return pieces(owner, raw)
 
     def _end_unsent(self, attempt: Attempt, state: TaskState, outcome: str, finish_reason: str, **how: Any) -> None:
         """End a task whose attempt never reached its engine."""
@@ -273,8 +283,6 @@ class Dispatcher:
                 self._end_unsent(attempt, state, "completed", "length", recovery_used="continue")
                 return
             max_tokens -= state.tokens_out if max_tokens else 0
-        if body.messages is not None:
-            self._rendered[state.task_id] = (admitted.owner, prompt)
         job = GenerateJob(
             task_id=state.task_id,
             attempt=attempt.number,
@@ -325,13 +333,7 @@ class Dispatcher:
         admitted = state.admitted
         properties = self._engines.properties(attempt.pool_id)
         pool = self._journal.head.pools.by_id.get(attempt.pool_id)
-        rendered_id = ""
-        rows: list[BodyPiece] = []
-        rendered = self._rendered.pop(attempt.task_id, None)
-        if rendered is not None:
-            rendered_id, rows = pieces(rendered[0], rendered[1].encode())
-        else:
-            rendered_id = admitted.body_id
+        rendered_id, rows = self._rendered.pop(attempt.task_id, (admitted.body_id, []))
         started = TaskStarted(
             task_id=attempt.task_id,
             attempt=attempt.number,

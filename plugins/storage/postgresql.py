@@ -13,7 +13,7 @@ Needs a session of its own: a pooler in transaction mode would lose the lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
 from .. import (
+    BodyPiece,
     CommitUnit,
     ConfigError,
     CorruptJournalError,
@@ -267,6 +268,15 @@ class PostgresqlStore(RelationalReader):
         if inserted != 1:
             msg = f"frame {unit.frame.frame_no} of epoch {self._epoch} was refused: another writer has taken over"
             raise FencedError(msg)
+
+    def keep(self, pieces: Sequence[BodyPiece]) -> None:
+        try:
+            with self._reading() as connection:
+                connection.execute(_INSERT_BODY, [body_values(piece) for piece in pieces])
+                connection.commit()
+        except DBAPIError as error:
+            msg = f"PostgreSQL failed while it took a body: {error.orig}"
+            raise StoreUnknownError(msg) from error
 
     def _commit_all(self, connection: sa.Connection, unit: CommitUnit, values: dict[str, Any]) -> int:
         connection.exec_driver_sql("BEGIN")

@@ -17,7 +17,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
 from .. import (
+    BodyPiece,
     CommitUnit,
     ConfigError,
     CorruptJournalError,
@@ -289,6 +290,19 @@ class SqliteStore(RelationalReader):
                 f"frame {frame.frame_no} of epoch {self._epoch} was refused: another writer has taken the journal over"
             )
             raise FencedError(msg)
+
+    def keep(self, pieces: Sequence[BodyPiece]) -> None:
+        raw = self._raw
+        if raw is None:
+            msg = "the journal is not open"
+            raise StoreUnknownError(msg)
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            for piece in pieces:
+                raw.execute(INSERT_BODY, body_row(piece))
+            raw.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise commit_failure(raw, error) from error
 
     def _commit_all(self, raw: sqlite3.Connection, unit: CommitUnit) -> int:
         raw.execute("BEGIN IMMEDIATE")

@@ -199,6 +199,24 @@ class JournalStoreContract(abc.ABC):
         assert store.body("key-1", "sha256:00") is None
         store.close()
 
+    @covers("JRN-1", "JRN-9")
+    def test_pieces_of_a_large_body_are_kept_ahead_of_the_frame_that_names_it(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        chain = Chain(store.open())
+        data = bytes(range(256)) * 40
+        pieces = body_pieces("local", data)
+        for piece in [*pieces, pieces[0]]:
+            store.keep([piece])
+        assert store.body("local", pieces[0].body_id) == data
+        unit = CommitUnit(frame=chain.frame())
+        store.commit(unit)
+        store.sync(unit.frame.hash, unit.frame.end_seq)
+        store.close()
+        again = self.make_store(tmp_path)
+        assert again.open().frame_no == unit.frame.frame_no
+        assert again.body("local", pieces[0].body_id) == data
+        again.close()
+
     @covers("JRN-2")
     def test_a_body_with_a_missing_piece_is_called_corrupt(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
