@@ -16,6 +16,7 @@ from .problems import RouteError, body_of
 #: pipelined requests that may wait behind one; reading goes on so that a disconnect is heard
 PIPELINED = 16
 CONTINUE = b"HTTP/1.1 100"
+SERVED = ("1.1", "1.0")
 #: what of a request is being read
 IDLE, HEADERS, BODY = "", "headers", "body"
 
@@ -152,6 +153,11 @@ class OrchProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._part = BODY
         self._header_bytes = 0
+        version = self.parser.get_http_version()
+        if version not in SERVED:
+            self._refuse(400, "INVALID_PARAMS", f"HTTP/{version} is not served", "Speak HTTP/1.1.")
+            msg = "unknown version of HTTP"
+            raise ValueError(msg)  # stops the parser
         if self._much and sum(len(n) + len(v) for n, v in self.headers) + len(self.url) > self.limits.header_bytes:
             self._too_long()
             msg = "headers too long"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llama_orch.core.settings import LimitSettings, PoolSettings
 
@@ -81,6 +84,8 @@ def request(method: str, path: str, body: bytes = b"", headers: dict[str, str] |
         b"nonsense\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/0.9\r\nHost: 127.0.0.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost 127.0.0.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy",
@@ -278,3 +283,40 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_let_go(connect: Connect, se
     while b"event: end" not in late:
         late += stalled.recv(1 << 20)
     assert late.count(b"event: token") == 60_000
+
+
+@given(
+    base=st.sampled_from(
+        [
+            request("GET", "/health", Connection="close"),
+            request("POST", "/v1/tasks", BODY, Connection="close"),
+            request(
+                "POST",
+                "/v1/chat/completions",
+                b'{"model":"mock","messages":[{"role":"user","content":"x"}],"stream":true}',
+                Connection="close",
+            ),
+            request(
+                "POST", "/v1/tasks", b'5\r\n{"mod\r\n0\r\n\r\n', Connection="close", **{"Transfer-Encoding": "chunked"}
+            ),
+            request("GET", "/v1/tasks?limit=1", Origin="http://127.0.0.1", Expect="100-continue", Connection="close"),
+        ]
+    ),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 3), st.binary(max_size=6)), max_size=4),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_on_the_wire_are_a_defect(
+    server: LiveServer, caplog: pytest.LogCaptureFixture, base: bytes, changes: list[tuple[int, int, bytes]]
+) -> None:
+    raw = bytearray(base)
+    for at, dropped, added in changes:
+        place = at % (len(raw) + 1)
+        raw[place : place + dropped] = added
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as one:
+        one.sendall(raw)
+        said = read_all(one)
+    for answer in said.split(b"HTTP/1.1 ")[1:]:
+        if answer[:3].isdigit():
+            assert int(answer[:3]) < 500
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
