@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeVar
 
 from ..entries import EntryBatch
 from ..errors import (
-    CorruptJournalError,
     FencedError,
     JournalError,
     JournalLockedError,
@@ -41,11 +40,11 @@ from .committer import Committer, CommitThread, Durability, MakeCommitter, MakeD
 from .event_time import EventTime
 from .live import LiveStream, Segment
 from .observed import Observed
+from .opening import frame_hash, replay_to
 from .options import JournalOptions as JournalOptions
 from .pending import MAX_CHUNK_ENTRIES, PendingFrame, SealedUnit
 from .preconditions import check
-from .replay import Replayed, replay
-from .snapshot import load_latest
+from .replay import Replayed
 from .waiters import Callback, Waiters
 
 T = TypeVar("T")
@@ -137,26 +136,13 @@ class Journal(Observed):
         """
         self._loop = asyncio.get_running_loop()
         tail = await asyncio.to_thread(self._store.open)
-        replayed = await asyncio.to_thread(self._replay, tail)
+        replayed = await asyncio.to_thread(replay_to, self._store, tail, self._options.snapshots)
         self._begin(tail, replayed.head)
         if not self._inline:
             self._commit_thread = self._make_committer(self._store, self._loop.call_soon_threadsafe)
         self._syncer = self._make_durability(self._store, self._loop.call_soon_threadsafe, self._on_synced)
         self._append_started("start")
         return replayed
-
-    def _replay(self, tail: Tail) -> Replayed:
-        folder = self._options.snapshots
-        found = None if folder is None else load_latest(folder, self._frame_hash)
-        replayed = replay(self._store, *found) if found else replay(self._store)
-        if replayed.frame_no != tail.frame_no or replayed.head.next_seq != tail.next_seq:
-            msg = f"the journal ends at frame {tail.frame_no}, but its facts at frame {replayed.frame_no}"
-            raise CorruptJournalError(msg)
-        return replayed
-
-    def _frame_hash(self, frame_no: int) -> bytes | None:
-        frames = self._store.frames_at([frame_no])
-        return frames[0].hash if frames else None
 
     def _begin(self, tail: Tail, head: Head) -> None:
         self.head = head
@@ -557,7 +543,7 @@ class Journal(Observed):
         while True:
             try:
                 tail = await self._apart(self._store.reopen)
-                replayed = await self._apart(partial(self._replay, tail))
+                replayed = await self._apart(partial(replay_to, self._store, tail, self._options.snapshots))
                 break
             except (FencedError, JournalLockedError) as error:
                 self._stop_writing(error)
@@ -569,7 +555,7 @@ class Journal(Observed):
         arrived = 0
         if sealed is not None and tail.next_seq >= sealed.end_seq:
             frame = sealed.unit.frame
-            if await self._apart(partial(self._frame_hash, frame.frame_no)) == frame.hash:
+            if await self._apart(partial(frame_hash, self._store, frame.frame_no)) == frame.hash:
                 arrived = sealed.end_seq
         self._fail_waiters(self._unavailable(outcome_unknown=True), above=arrived)
         self._reopening = None
