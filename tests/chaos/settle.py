@@ -21,6 +21,7 @@ async def finish(place: World, load: Load) -> Figures:
     for task in load.ledger.tasks:
         check_second_reader(task, [frame async for frame in stream(place.port, task.task_id)])
     assert await place.stop() == 0
+    assert await place.command("journal", "verify") == 0, place.log.read_text()[-2000:]
     store = place.open_store()
     try:
         return audit(store, load.ledger)

@@ -18,7 +18,7 @@ from ..engines.tiny_gguf import VARIANTS, write_model
 from .audit import History
 from .load import Followed, Ledger, Load
 from .settle import finish, settle
-from .world import HAIKU_POOL, World, mock_engine, mock_pool, world
+from .world import HAIKU_POOL, PATIENCE_S, World, mock_engine, mock_pool, world
 
 #: more than admission.max_attempts: an orderly stop is no fault of an engine
 STOPS = 7
@@ -125,6 +125,31 @@ def test_an_engine_that_is_killed_mid_stream_is_started_again_and_the_stream_goe
                 assert told.ended.tokens_out == 300
                 assert told.ended.recovery_used in ("regenerate", "continue")
                 print(f"\nengine killed: {told.ended.attempts} attempts, {told.ended.recovery_used}")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
+def test_an_engine_of_somebody_else_that_is_gone_for_a_while_costs_no_task_its_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with mock_engine() as engine, world(tmp_path, [mock_pool(engine)]) as place:
+            await place.start()
+            await place.ready()
+            load = Load(place.port, Ledger(), seed=3, cancels=0)
+            load.start(8)
+            try:
+                for _ in range(2):
+                    await load.goes_on(200)
+                    engine.kill()
+                    async with asyncio.timeout(PATIENCE_S):
+                        while (await place.call("GET", "/readyz")).status == 200:
+                            await asyncio.sleep(0.05)
+                    await engine.start()
+                await load.goes_on(200)
+                figures = await finish(place, load)
+            finally:
+                await load.abort()
+            assert set(figures.outcomes) <= {"completed", "failed INTERRUPTED"}, "only what asked for no recovery"
 
     asyncio.run(scenario())
 

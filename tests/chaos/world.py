@@ -192,6 +192,11 @@ class World:
         os.kill(self.pid, signal.SIGTERM)
         return await self.ended()
 
+    async def command(self, *argv: str) -> int:
+        """Run a command of the command line on this data directory; its exit status."""
+        request = {"argv": [*argv, "--config", str(self.config)], "folder": str(self.folder), "log": str(self.log)}
+        return await self.zygote.ended(await self.zygote.fork(**request))
+
     def crashed_at(self) -> str:
         """The point at which the last server died; "" when it did not."""
         note = self.folder / "crashed"
