@@ -1,4 +1,4 @@
-"""The bars of PERF-1, PERF-2 and PERF-6, held against one run's results.
+"""The bars of ADM-3, PERF-1, PERF-2, PERF-5 and PERF-6, held against one run's results.
 
 Costs and rates are compared with the peers of the same run, because a shared machine makes absolute
 figures move by tens of percent. Times that a person waits for are absolute.
@@ -11,9 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .report import fastest_router, figure, table
 from .results import EdgeRun, LoadRun, Results
+
+if TYPE_CHECKING:
+    from .restart import Built, Start
 
 OURS = "llama-orch"
 
@@ -151,9 +155,32 @@ def all_bars(results: Results) -> list[Bar]:
     return [*cpu_bars(results), *latency_bars(results), *rate_bars(results), *edge_bars(results)]
 
 
-def verdict(results: Results) -> tuple[str, int]:
-    """The table of bars with a closing line, and the exit status: 1 when one is missed."""
-    bars = all_bars(results)
+def queue_bars(runs: Sequence[dict[str, Any]], small: int, large: int) -> list[Bar]:
+    """ADM-3: what a long queue costs, beside a short one."""
+    from .queue import BAR, OPERATIONS, middle
+
+    bars = []
+    for name in OPERATIONS:
+        ratio = middle(runs, large, name, "cpu_p99_us") / middle(runs, small, name, "cpu_p99_us")
+        bars.append(Bar("ADM-3", f"{name} at {large:,} queued tasks, p99, beside {small:,}", ratio, BAR, "×"))
+    return bars
+
+
+def restart_bars(built: Built, starts: Sequence[Start]) -> list[Bar]:
+    """PERF-5: from exec to serving."""
+    from .restart import BAR_S, middle
+
+    what = f"from exec to serving, {built.events:,} events, {built.tail_events:,} of them behind the snapshot"
+    return [Bar("PERF-5", what, middle(starts, "snapshot", "ready_s"), BAR_S, "s")]
+
+
+def verdict(results: Results, more: Sequence[Bar] = ()) -> tuple[str, int]:
+    """The table of bars with a closing line, and the exit status: 1 when one is missed.
+
+    Args:
+        more: Bars of benchmarks that stand for themselves.
+    """
+    bars = [*all_bars(results), *more]
     missed = [bar for bar in bars if not bar.held]
     lines = ["## Bars", table(["", "what", "measured", "bar", ""], [bar.cells() for bar in bars])]
     if missed:
@@ -163,6 +190,19 @@ def verdict(results: Results) -> tuple[str, int]:
     return "\n\n".join(lines) + "\n", 1 if missed else 0
 
 
+def _measured_queue(rounds: int) -> tuple[list[dict[str, Any]], int, int]:
+    from .queue import arguments, measure_all
+
+    options = arguments().parse_args(["--rounds", str(rounds)])
+    return measure_all(options), options.small, options.large
+
+
+def _measured_restart() -> tuple[Built, list[Start]]:
+    from .restart import arguments, measure_all
+
+    return measure_all(arguments().parse_args(["--snapshot-only"]))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measures (or reads FILE), prints the report and the bars, and fails naming each missed bar."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=main.__doc__)
@@ -170,13 +210,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds to measure (default 3)")
     options = parser.parse_args(words)
     path: Path | None = options.file
+    more: list[Bar] = []
     if path is None:
         from .__main__ import measure_all
 
         path = measure_all(["--rounds", str(options.rounds)])
         if path is None:
             return 2
-    text, status = verdict(Results.read(path))
+        more = [*queue_bars(*_measured_queue(options.rounds)), *restart_bars(*_measured_restart())]
+    text, status = verdict(Results.read(path), more)
     print(text, end="")
     return status
 
