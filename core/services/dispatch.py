@@ -88,6 +88,10 @@ class Dispatcher:
             return
         head = self._journal.head
         while (queue := head.queue.groups.get(group)) is not None:
+            if not self.slot_is_free(group, 0) and any(p.ready for p in head.pools.serving(group)):
+                # All is taken, the common case under load: whoever frees a slot comes here again.
+                self._pump_later(group)
+                return
             task_id = self._next(queue)
             if task_id is None or not self._place(head.tasks.live[task_id]):
                 self._pass_over(group)
