@@ -404,7 +404,8 @@ class Lives(RuleBasedStateMachine):
             for reader in [r for r in self.readers if r.task_id == task_id]:
                 if reader.connected:
                     reader.go()
-                elif reader.ended is None:
+                # The stream may have broken off while the reader stalled.
+                if reader.ended is None and not reader.connected:
                     reader.connect()
                     reader.go()
                 if reader.error is not None and self.power:
