@@ -64,7 +64,7 @@ quick: $(DEV) ## the tests that take seconds
 	$(PYTEST) -m "not slow" tests/unit tests/property $(ARGS)
 
 chaos: $(DEV) ## kill servers at random moments, as often as the bars say (four minutes)
-	CHAOS_KILLS=200 CHAOS_LLAMA_KILLS=20 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
+	CHAOS_KILLS=200 CHAOS_POSTGRESQL_KILLS=20 CHAOS_LLAMA_KILLS=20 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
 
 check: lint types imports generated compliance unused scan docs ## everything but the tests
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama_orch.plugins.storage.postgresql import PostgresqlStore
-
-from ..contract.storage.postgres_server import PostgresServer, running_server
+from ..contract.storage.postgres_server import PostgresServer
 from ..faults import FaultFs
 from .http_client import BROKEN, Answer
 from .load import Followed, Ledger, Load
@@ -35,12 +32,6 @@ REQUEST = {"model_ref": "mock", "prompt": "[[mock tokens=60 rate=150]] fault"}
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> FaultFs:
     return FaultFs(tmp_path_factory.mktemp("faultfs"))
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with running_server() as server:
-        yield server
 
 
 def request(rng: Any) -> dict[str, Any]:
@@ -292,18 +283,12 @@ def test_a_server_does_not_start_on_a_disk_that_cannot_be_written_and_says_why(t
 @pytest.mark.postgresql
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
 def test_a_stopped_postgresql_breaks_streams_off_until_it_is_back(
-    tmp_path: Path, postgres: PostgresServer, how: signal.Signals
+    tmp_path: Path, postgres: PostgresServer, database: Callable[[], str], how: signal.Signals
 ) -> None:
-    import psycopg
-
-    name = f"chaos_{os.getpid()}_{how.value}"
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    url = postgres.url.replace("/postgres?", f"/{name}?")
+    url = database()
 
     async def scenario() -> None:
         async with under_load(tmp_path, {}, {"journal": {"url": url}}) as probe:
-            probe.place.open_store = lambda: PostgresqlStore(url, {"head_path": str(tmp_path / "data/journal.head")})
             # stopped as by a crash, PostgreSQL loses what was committed and not synced: tokens, and nothing durable
             probe.load.ledger.power_is_lost = how == signal.SIGQUIT
             await breaks_off_and_comes_back(probe, lambda: postgres.stop(how), postgres.start)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .settle import settle
 from .world import HAIKU_POOL, World, mock_engine, mock_pool, world
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "25"))
+POSTGRESQL_KILLS = int(os.environ.get("CHAOS_POSTGRESQL_KILLS", "4"))
 LLAMA_KILLS = int(os.environ.get("CHAOS_LLAMA_KILLS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 TOPICS = ("rain", "snow", "the moon", "a river", "autumn", "the sea", "a frog", "night")
@@ -48,26 +50,38 @@ def report(name: str, kills: int, figures: Figures) -> None:
     )
 
 
+async def killed_on_the_mock(tmp_path: Path, kills: int, settings: dict[str, Any]) -> Figures:
+    """Load on the mock engine, and so many kills."""
+    async with mock_engine() as engine, world(tmp_path, [mock_pool(engine)], settings=settings) as place:
+        rng = random.Random(SEED)
+        load = Load(place.port, Ledger(), seed=SEED)
+        load.start(8)
+        try:
+            for _ in range(kills):
+                await live_and_die(place, load.ledger, rng, most=400, early=0.15)
+                load.check()
+            figures = await settle(place, load)
+        finally:
+            await load.abort()
+        assert await engine.slots_busy() == 0
+        return figures
+
+
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    async def scenario() -> Figures:
-        async with mock_engine() as engine, world(tmp_path, [mock_pool(engine)]) as place:
-            rng = random.Random(SEED)
-            load = Load(place.port, Ledger(), seed=SEED)
-            load.start(8)
-            try:
-                for _ in range(KILLS):
-                    await live_and_die(place, load.ledger, rng, most=400, early=0.15)
-                    load.check()
-                figures = await settle(place, load)
-            finally:
-                await load.abort()
-            assert await engine.slots_busy() == 0
-            return figures
+    # snapshots come often, so that some are killed too
+    figures = asyncio.run(killed_on_the_mock(tmp_path, KILLS, {"journal": {"snapshot_every": 2000}}))
+    report("mock", KILLS, figures)
 
-    report("mock", KILLS, asyncio.run(scenario()))
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.postgresql
+def test_kills_with_a_postgresql_journal_lose_nothing(tmp_path: Path, database: Callable[[], str]) -> None:
+    figures = asyncio.run(killed_on_the_mock(tmp_path, POSTGRESQL_KILLS, {"journal": {"url": database()}}))
+    report("PostgreSQL", POSTGRESQL_KILLS, figures)
 
 
 def haiku_request(rng: random.Random) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llama_orch.plugins import JournalStore
+from llama_orch.plugins.storage.postgresql import PostgresqlStore
 from llama_orch.plugins.storage.sqlite import SqliteStore
 
 from .http_client import BROKEN, Answer, call
@@ -153,10 +154,12 @@ class World:
         self.config.write_text(json.dumps(told | settings))
         self.zygote = Zygote(env)
         self.pid = 0
-        #: the journal, for reading
-        self.open_store: Callable[[], JournalStore] = self._sqlite
+        self._journal_url = str(settings.get("journal", {}).get("url", ""))
 
-    def _sqlite(self) -> JournalStore:
+    def open_store(self) -> JournalStore:
+        """The journal, for reading."""
+        if self._journal_url:
+            return PostgresqlStore(self._journal_url, {"head_path": str(self.data / "journal.head")})
         return SqliteStore(f"sqlite:///{self.data / 'journal.db'}", {})
 
     async def start(self, crash: str = "") -> int:
