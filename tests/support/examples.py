@@ -16,7 +16,8 @@ def search(examples: int, *, steps: int = 50) -> settings:
         stateful_step_count=steps,
         derandomize=not THOROUGH,
         deadline=None,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        # A failing life takes minutes to shrink, longer than a test may take: that is for the thorough runs.
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if THOROUGH else [])),
         print_blob=THOROUGH,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
