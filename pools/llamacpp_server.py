@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import socket
 import sys
@@ -60,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("start-failed", str(error))
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait(ending)
-    del server
-    return 0
+    # The server's destructor waits for its threads, and does not always return when the signal comes at once. There
+    # is nothing to save: the system takes back memory, sockets and devices.
+    os._exit(0)
 
 
 def _params(xllamacpp: Any, args: argparse.Namespace) -> Any:
