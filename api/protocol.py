@@ -153,6 +153,7 @@ class OrchProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._part = BODY
         self._header_bytes = 0
+        assert self.parser is not None  # it is calling
         version = self.parser.get_http_version()
         if version not in SERVED:
             self._refuse(400, "INVALID_PARAMS", f"HTTP/{version} is not served", "Speak HTTP/1.1.")

@@ -297,7 +297,7 @@ def test_a_reader_that_stalls_holds_nobody_up_and_is_let_go(connect: Connect, se
                 Connection="close",
             ),
             request(
-                "POST", "/v1/tasks", b'5\r\n{"mod\r\n0\r\n\r\n', Connection="close", **{"Transfer-Encoding": "chunked"}
+                "POST", "/v1/tasks", b'5\r\n{"mod\r\n0\r\n\r\n', {"Transfer-Encoding": "chunked"}, Connection="close"
             ),
             request("GET", "/v1/tasks?limit=1", Origin="http://127.0.0.1", Expect="100-continue", Connection="close"),
         ]
