@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from .journal_access import journal_url
+
 if TYPE_CHECKING:
     from ..core.journal.journal import Journal
     from ..core.projections.projection import Recorded
@@ -31,6 +33,8 @@ class Snapshots:
         self._argv += ["--data-dir", str(loaded.data_dir)]
         if loaded.path is not None:
             self._argv += ["--config", str(loaded.path)]
+        # The URL may hold a password, so it is no argument; it may have come from a flag, so it is said again.
+        self._environ = {**os.environ, "LLORCH_JOURNAL__URL": journal_url(loaded)}
         self._since = journal.committed_seq
         self._task: asyncio.Task[None] | None = None
         self.written = 0
@@ -58,6 +62,7 @@ class Snapshots:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            env=self._environ,
             preexec_fn=_yield_to_the_server,
         )
         try:
