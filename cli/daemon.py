@@ -66,10 +66,15 @@ def serve(loaded: Loaded, shell: Shell, *, until_eof: bool = False) -> int:
     require_sound(loaded)
     make_data_directory(loaded.data_dir)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    import uvloop
+    # Nothing that a start makes is garbage: looking for some costs an eighth of its time. `_announce` turns it on again.
+    gc.disable()
+    try:
+        import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Daemon(loaded, shell, until_eof=until_eof).run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Daemon(loaded, shell, until_eof=until_eof).run())
+    finally:
+        gc.enable()
 
 
 class _Daemon:
@@ -209,6 +214,7 @@ class _Daemon:
         gc.freeze()
         # What is made per token and per task is mostly out of the collector's sight; full passes can be rare.
         gc.set_threshold(50_000, 20, 50)
+        gc.enable()
 
     # --- ending --------------------------------------------------------------------------------------------------
 
