@@ -86,6 +86,7 @@ class _ErrorBody(msgspec.Struct, gc=False):
 
 
 _decode_many = msgspec.json.Decoder(list[_Plain]).decode
+_decode_plain = msgspec.json.Decoder(_Plain).decode
 _decode_frame = msgspec.json.Decoder(_Frame | None).decode
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _texts = attrgetter("content")
@@ -103,12 +104,14 @@ class CompletionStream:
         logprobs: whether the probability of each token was asked for.
     """
 
-    __slots__ = ("_carry", "_logprobs", "_splitter", "counted", "end", "failure", "start")
+    __slots__ = ("_carry", "_logprobs", "_plain", "_splitter", "counted", "end", "failure", "start")
 
     def __init__(self, *, logprobs: bool = False) -> None:
         self._splitter = SseSplitter()
         self._carry = b""
         self._logprobs = logprobs
+        #: between two whole frames of a stream that has begun and not ended
+        self._plain = False
         #: tokens by the engine's count so far
         self.counted = 0
         self.start: AttemptStart | None = None
@@ -117,15 +120,13 @@ class CompletionStream:
 
     def feed(self, data: bytes) -> EntryBatch | None:
         """Take the next bytes of the body; ``None`` when they completed no entry."""
-        if self.end is not None or self.failure is not None:
-            return None
-        if self._splitter.pending:
+        if not self._plain:
             return self._feed_slowly(data)
         if self._carry:
             data = self._carry + data
             self._carry = b""
-        if self.start is None or self._logprobs:
-            return self._feed_slowly(data)
+        if data.find(b"\n\n") == len(data) - 2:
+            return self._feed_one(data)
         # The plain case, nearly all there is: whole frames, each one token with one id. All of them are decoded by
         # one call, as a JSON array. A separator that stood inside a frame would make the array too short.
         cut = data.rfind(b"\n\n") + 2
@@ -134,10 +135,7 @@ class CompletionStream:
             return self._feed_slowly(data)
         separators = whole.count(b"}\n\ndata: {")
         try:
-            if separators:
-                frames = _decode_many(b"[%b]" % whole[6:-2].replace(b"}\n\ndata: {", b"},{"))
-            else:
-                frames = _decode_many(b"[%b]" % whole[6:-2])
+            frames = _decode_many(b"[%b]" % whole[6:-2].replace(b"}\n\ndata: {", b"},{"))
             ids = [token for (token,) in map(_ids, frames)]
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return self._feed_slowly(data)
@@ -145,17 +143,26 @@ class CompletionStream:
         if (
             frames[-1].stop
             or separators + 1 != count
-            or (
-                frames[0].tokens_predicted != first
-                if count == 1
-                else list(map(_counts, frames)) != list(range(first, first + count))
-            )
+            or list(map(_counts, frames)) != list(range(first, first + count))
         ):
             return self._feed_slowly(data)
         self.counted += count
         if cut != len(data):
             self._carry = data[cut:]
         return EntryBatch([0] * count, list(map(_texts, frames)), ids)
+
+    def _feed_one(self, data: bytes) -> EntryBatch | None:
+        """One frame, as they come when the engine is slower than this."""
+        if data[:7] != b"data: {":
+            return self._feed_slowly(data)
+        try:
+            frame = _decode_plain(data[6:-2])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return self._feed_slowly(data)
+        if frame.stop or len(frame.tokens) != 1 or frame.tokens_predicted != self.counted + 1:
+            return self._feed_slowly(data)
+        self.counted += 1
+        return EntryBatch([0], [frame.content], frame.tokens)
 
     def finish(self) -> None:
         """The body is over: without the last frame the stream was cut, however properly HTTP ended it."""
@@ -165,6 +172,8 @@ class CompletionStream:
     # --- any frame
 
     def _feed_slowly(self, data: bytes) -> EntryBatch | None:
+        if self.end is not None or self.failure is not None:
+            return None
         columns = _Columns()
         try:
             for payload in self._splitter.feed(data):
@@ -173,6 +182,8 @@ class CompletionStream:
                     break
         except SseError as error:
             self.failure = AttemptFailure(kind="garbage", message=str(error))
+        over = self.end is not None or self.failure is not None
+        self._plain = not (over or self._logprobs or self.start is None or self._splitter.pending)
         return columns.batch()
 
     def _frame(self, payload: bytes, columns: _Columns) -> None:
