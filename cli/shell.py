@@ -151,9 +151,13 @@ def _width(stream: TextIO) -> int:
 
 
 def system_shell() -> Shell:
-    """The shell of this process. Text that its encoding cannot show is escaped, never an error."""
+    """The shell of this process. Text that its encoding cannot show is escaped, never an error; a standard stream that the
+    caller closed is nothing to read from or write to."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-    return Shell(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr, environ=os.environ)
+    closed = [open(os.devnull, mode, encoding="utf-8") for mode in ("r", "w", "w")]  # noqa: PTH123, SIM115 - until the end
+    given: list[TextIO | None] = [sys.stdin, sys.stdout, sys.stderr]
+    stdin, stdout, stderr = (stream or instead for stream, instead in zip(given, closed, strict=True))
+    return Shell(stdin=stdin, stdout=stdout, stderr=stderr, environ=os.environ)

@@ -260,6 +260,15 @@ def test_a_pipe_that_closes_early_makes_no_noise(home, command):
     assert done.returncode in {exits.OK, exits.PIPE_CLOSED}
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed_are_no_defect(home, closed):
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-m", "llama_orch.cli.main", "run", QUICK],
+        env=home.environ, capture_output=True, text=True, cwd=home.root,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (exits.OK, "")
+
+
 def test_a_full_disk_behind_standard_output_is_told(home):
     with Path("/dev/full").open("wb") as full:
         process = home.popen("config", "schema", stdout=full, stderr=subprocess.PIPE)
