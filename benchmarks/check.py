@@ -171,7 +171,7 @@ def restart_bars(built: Built, starts: Sequence[Start]) -> list[Bar]:
     from .restart import BAR_S, middle
 
     what = f"from exec to serving, {built.events:,} events, {built.tail_events:,} of them behind the snapshot"
-    return [Bar("PERF-5", what, middle(starts, "snapshot", "ready_s"), BAR_S, "s")]
+    return [Bar("PERF-5", what, middle(starts, "snapshot", "own_s"), BAR_S, "s")]
 
 
 def verdict(results: Results, more: Sequence[Bar] = ()) -> tuple[str, int]:

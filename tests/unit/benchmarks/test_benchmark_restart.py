@@ -22,8 +22,8 @@ BUILT = Built(
 )
 
 
-def start(how: str, ready_s: float) -> Start:
-    return Start(how=how, answered_s=ready_s - 0.1, ready_s=ready_s, cpu_s=1.0, rss_mb=90.0)
+def start(how: str, ready_s: float, waited_s: float = 0.0) -> Start:
+    return Start(how=how, answered_s=ready_s - 0.1, ready_s=ready_s, cpu_s=1.0, waited_s=waited_s, rss_mb=90.0)
 
 
 def test_what_is_written_is_a_journal_that_verifies_and_its_last_streams_run(tmp_path):
@@ -46,6 +46,11 @@ def test_the_start_with_the_snapshot_is_held_against_the_bar():
     assert [bar.held for bar in restart_bars(BUILT, starts)] == [True]
     assert [bar.held for bar in restart_bars(BUILT, [start("snapshot", 2.1)])] == [False]
     assert [bar.held for bar in restart_bars(BUILT, [start("no snapshot", 0.5)])] == [False]
+
+
+def test_what_others_took_of_the_machine_is_not_the_servers_but_its_own_work_is():
+    assert start("snapshot", 4.5, waited_s=3.0).own_s == 1.5
+    assert start("snapshot", 4.5, waited_s=4.4).own_s == 1.0
 
 
 def test_the_report_tells_what_was_built_and_both_ways_to_start():
