@@ -183,7 +183,7 @@ def test_a_repeating_engine_says_one_token_over_and_over(opened):
 def test_a_slot_may_stay_busy_after_the_cancel_and_is_not_given_away_meanwhile(opened):
     async def test():
         async with opened() as engine:
-            sink, handle = say(engine, "[[mock tokens=10000 rate=100 stall_ms=150]]")
+            sink, handle = say(engine, "[[mock tokens=10000 rate=100 stall_ms=2000]]")
             await sink.until(lambda: sink.count >= 1)
             handle.cancel()
             sink.muted = True
@@ -289,7 +289,7 @@ def test_the_mock_as_a_process_serves_loads_and_ends_with_sigterm():
         assert (await sink.end()).tokens == 5
         await engine.close()
 
-    options = ("--script", '{"tokens": 5}', "--slots", "2", "--ctx", "99", "--model", "name", "--loading-ms", "300")
+    options = ("--script", '{"tokens": 5}', "--slots", "2", "--ctx", "99", "--model", "name", "--loading-ms", "2000")
     process = start(*options)
     run(test, url_of(process))
     process.send_signal(signal.SIGTERM)

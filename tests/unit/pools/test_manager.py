@@ -23,6 +23,9 @@ from llama_orch.pools.manager import model_path
 from .conftest import TIMING, Heard, managed, pids, pool, run, settings
 
 
+pytestmark = pytest.mark.slow
+
+
 def record(data_dir):
     found = identities.read(data_dir / "engines" / "a.json")
     assert found is not None
@@ -226,7 +229,7 @@ def orphan(data_dir, marker):
 def outside_server(port):
     """An engine that somebody else started."""
     argv = [sys.executable, "-m", "llama_orch.plugins.engines._mock_server", "--port", str(port)]
-    return subprocess.Popen([*argv, "--loading-ms", "300"], stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*argv, "--loading-ms", "1500"], stdout=subprocess.DEVNULL)
 
 
 def reap(engine):
