@@ -22,7 +22,6 @@ from llama_orch.pools.manager import model_path
 
 from .conftest import TIMING, Heard, managed, pids, pool, run, settings
 
-
 pytestmark = pytest.mark.slow
 
 
