@@ -415,8 +415,6 @@ class Journal(Observed):
             self._relieve()
             if self._pending:
                 self._request_flush()
-            elif not sealed.records:
-                self._coalesce(sealed)
         elif isinstance(error, StoreRefusedError):
             self._set_status("refusing", error.message)
             self._loop.call_later(self._retry_s, self._commit, sealed)
@@ -425,18 +423,6 @@ class Journal(Observed):
             self._stop_writing(error)
         else:
             self._lose(sealed, error if isinstance(error, JournalError) else JournalError(str(error)))
-
-    def _coalesce(self, sealed: SealedUnit) -> None:
-        """When many streams drip, let their tokens gather in the sockets for a moment, and take them in one wake-up.
-
-        It is the commit's window spent before the reads instead of after them: a token waits no longer, but a
-        wake-up of the loop serves many (at 64 streams of 50 tokens/s the same work takes a third less CPU). Only
-        while nothing but tokens happens: a frame with any fact in it ends it.
-        """
-        running = self.head.tasks.running
-        if running < 8 or self._commit_thread is not None or sealed.entries > 2 * len(sealed.parts):
-            return
-        time.sleep(min(self._options.window_s, running * 0.00025) * 0.75)
 
     def _relieve(self) -> None:
         if self._pressed and not self._overloaded:

@@ -43,8 +43,6 @@ class SealedUnit(msgspec.Struct, gc=False):
     durable: bool
     #: rough size in memory
     size: int
-    #: entries in all parts
-    entries: int
 
 
 def stream_name(declared: EventType, payload: object) -> str:
@@ -171,5 +169,4 @@ class PendingFrame:
             chunks=chunks,
         )
         unit = CommitUnit(frame=frame, bodies=self.bodies, index=self.index, rewrites=self.rewrites)
-        entries = sum(part.entries for part in self.parts)
-        return SealedUnit(unit, self.parts, self.records, self.next_seq, self.durable, self.size, entries)
+        return SealedUnit(unit, self.parts, self.records, self.next_seq, self.durable, self.size)

@@ -30,7 +30,9 @@ _FRAMES_AT_ONCE = 512
 #: seconds until a transcript is tried again while the journal cannot be written
 _RETRY_S = 0.2
 #: ended tasks whose frames wait at most
-_COMPACT_BACKLOG = 4096
+_COMPACT_BACKLOG = 16_384
+#: seconds without a fact after which frames are rewritten
+_REST_S = 0.5
 
 
 class Transcripts:
@@ -42,10 +44,13 @@ class Transcripts:
         self._compact = compact
         #: how many transcribed tasks make a compaction worth while
         self.compact_from = _COMPACT_TASKS
+        #: seconds without a fact after which frames are rewritten
+        self.rest_s = _REST_S
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         #: entry frames of tasks whose transcript is committed
         self._droppable: OrderedDict[int, list[int]] = OrderedDict()
+        self._rest: asyncio.TimerHandle | None = None
         self.written = 0
         journal.on_committed(self._note)
         journal.on_rebuilt(self._take_up)
@@ -57,6 +62,8 @@ class Transcripts:
 
     async def close(self) -> None:
         """Stop; what is left is done at the next start."""
+        if self._rest is not None:
+            self._rest.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -68,10 +75,20 @@ class Transcripts:
             elif type(record.payload) is TaskTranscribed:
                 self._journal.streams.pop(record.payload.task_id, None)
         waiting = len(self._droppable)
-        if waiting >= self.compact_from and (not self._journal.head.tasks.running or waiting >= _COMPACT_BACKLOG // 2):
-            # When the engines rest, or when too much waits: rewriting frames is work that nobody waits for.
-            if self._queue.empty():
-                self._queue.put_nowait("")
+        if waiting >= self.compact_from:
+            # Rewriting frames is work that nobody waits for: when nothing was committed for a while, or too much waits.
+            if self._rest is not None:
+                self._rest.cancel()
+                self._rest = None
+            if waiting >= _COMPACT_BACKLOG // 2 or not self.rest_s:
+                self._compact_soon()
+            else:
+                self._rest = asyncio.get_running_loop().call_later(self.rest_s, self._compact_soon)
+
+    def _compact_soon(self) -> None:
+        self._rest = None
+        if self._queue.empty():
+            self._queue.put_nowait("")
 
     def _now(self, task_id: str) -> None:
         """Write the transcript from memory when all of it is there, else leave it to the background."""

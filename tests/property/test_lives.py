@@ -17,6 +17,7 @@ from llama_orch.core.errors import OrchError
 from llama_orch.core.events.lease import LeaseReleased
 from llama_orch.core.events.task import TaskAdmitted, TaskAttemptFailed, TaskEnded, TaskPlaced
 from llama_orch.core.services.admission import Admission
+from llama_orch.core.types import ChatMessage
 
 from ..support.engine import ScriptedAttempt
 from ..support.examples import search
@@ -60,6 +61,7 @@ class Lives(RuleBasedStateMachine):
         )
         self.compact_from = compact_from
         self.stage.services.transcripts.compact_from = compact_from
+        self.stage.services.transcripts.rest_s = 0
         self.submissions: list[asyncio.Task[Admission]] = []
         #: tasks whose admission was acknowledged, and those whose end or cancel was
         self.accepted: dict[str, str] = {}
@@ -81,13 +83,18 @@ class Lives(RuleBasedStateMachine):
         recovery=_recovery,
         leaves=st.booleans(),
         key=st.sampled_from([None, "k1", "k2"]),
+        kind=st.sampled_from(["prompt", "prompt", "chat", "large"]),
     )
-    def submit(self, priority: str, recovery: str, leaves: bool, key: str | None) -> None:
+    def submit(self, priority: str, recovery: str, leaves: bool, key: str | None, kind: str = "prompt") -> None:
         """A client submits a task."""
         fields: dict[str, Any] = {"priority": priority, "recovery": recovery, "cancel_on_disconnect": leaves}
         if key is not None:
             fields = {}
         prompt = key or f"prompt {self.keys}"
+        if key is None and kind == "large":
+            prompt += "x" * 70_000
+        elif key is None and kind == "chat":
+            fields |= {"workload": "chat", "messages": [ChatMessage(role="user", content=prompt)]}
         self.keys += 1
         self.submissions.append(self.stage.loop.create_task(self.stage.submitting(prompt, key=key, **fields)))
         self.look()
@@ -291,6 +298,7 @@ class Lives(RuleBasedStateMachine):
         self.cancels.clear()
         self.stage.start()
         self.stage.services.transcripts.compact_from = self.compact_from
+        self.stage.services.transcripts.rest_s = 0
         for task_id in self.accepted:
             assert len(self.stage.payloads(TaskAdmitted, task_id)) == 1, "an acknowledged admission was lost"
         for task_id in self.settled:

@@ -38,6 +38,7 @@ TEXT = "".join(f"{n} " for n in range(20))
 def test_resume_from_every_id_has_no_gap_and_no_duplicate(moment: str) -> None:
     with on_stage() as stage:
         stage.services.transcripts.compact_from = 1
+        stage.services.transcripts.rest_s = 0
         task_id = spoken(stage, 20)
         reader = stage.reader(task_id)
         if moment != "running":
@@ -151,6 +152,7 @@ def test_a_stalled_reader_takes_no_memory_and_misses_nothing() -> None:
 def test_a_stalled_reader_goes_on_from_the_transcript_when_the_frames_were_compacted() -> None:
     with on_stage(buffer_bytes=4_096) as stage:
         stage.services.transcripts.compact_from = 1
+        stage.services.transcripts.rest_s = 0
         task_id = running(stage)
         stalled = stage.reader(task_id, stalled=True)
         for n in range(100):

@@ -66,6 +66,7 @@ def test_a_large_transcript_is_made_beside_the_loop() -> None:
 def test_a_commit_drops_few_frames_at_once() -> None:
     with on_stage() as stage:
         stage.services.transcripts.compact_from = 1
+        stage.services.transcripts.rest_s = 0
         pieces = 5 * module.MAX_REWRITES
         task_id = told(stage, *["x"] * pieces)
         before = len(stage.disk.units)
