@@ -23,6 +23,14 @@ class StepLoop(asyncio.SelectorEventLoop):
         self.hold_work = False
         self.work: deque[tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
         super().__init__()
+        #: what went wrong in callbacks and tasks that nobody awaited; a stage's check raises it
+        self.errors: list[BaseException] = []
+        self.set_exception_handler(self._keep_error)
+
+    def _keep_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None:
+            self.errors.append(error)
 
     def time(self) -> float:
         return self._now_s

@@ -361,6 +361,8 @@ class Stage:
     def check(self) -> None:
         """What must hold of every journal, at any moment."""
         check_journal(self)
+        if self.loop.errors:
+            raise AssertionError("something failed where nobody looked") from self.loop.errors[0]
         for reader in self.readers:
             if reader.defect is not None:
                 raise AssertionError("a reader saw what it must not see") from reader.defect
