@@ -16,7 +16,7 @@ from .http_client import BROKEN, Refused, SseFrame, call, stream
 
 _PAUSE_S = 0.01
 #: how long anything may take that has to happen; reached only when something hangs
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass

@@ -78,12 +78,15 @@ class Probe:
 
     async def accepted(self, task: Followed) -> None:
         """Repeat one request, with its key, until it is accepted."""
-        async with asyncio.timeout(PATIENCE_S):
-            while (answer := await self.submit(task)) is None or answer.status != 202:
-                if answer is not None:
-                    assert answer.status == 503, answer
-                    assert answer.body["code"] == "JOURNAL_UNAVAILABLE"
-                await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while (answer := await self.submit(task)) is None or answer.status != 202:
+                    if answer is not None:
+                        assert answer.status == 503, answer
+                        assert answer.body["code"] == "JOURNAL_UNAVAILABLE"
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"{task.key} is not accepted: {await self.place.stuck()}") from None
 
 
 @contextlib.asynccontextmanager
@@ -246,6 +249,25 @@ def test_a_kill_while_the_disk_is_full_loses_nothing(tmp_path: Path, faults: Fau
             faults.set("ENOSPC", path="journal.db")
             await probe.refused()
             await probe.place.kill()
+            faults.clear()
+            await probe.place.start()
+
+    try:
+        run(scenario())
+    finally:
+        faults.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ENOSPC", "EIO_WRITE"])
+def test_a_stop_while_the_disk_fails_comes_to_its_end_and_loses_nothing(
+    tmp_path: Path, faults: FaultFs, mode: Any
+) -> None:
+    async def scenario() -> None:
+        async with under_load(tmp_path, faults.env) as probe:
+            faults.set(mode, path="journal.db")
+            await probe.refused()
+            assert await probe.place.stop() == 0
             faults.clear()
             await probe.place.start()
 

@@ -200,6 +200,18 @@ class World:
         request = {"argv": [*argv, "--config", str(self.config)], "folder": str(self.folder), "log": str(self.log)}
         return await self.zygote.ended(await self.zygote.fork(**request))
 
+    async def stuck(self) -> str:
+        """What a server that hangs is doing."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        await asyncio.sleep(0.5)  # for the other process to write it; only when a test has failed already
+        said = []
+        for path in ("/readyz", "/metrics"):
+            with contextlib.suppress(TimeoutError, *BROKEN):
+                async with asyncio.timeout(2):
+                    said.append(str((await self.call("GET", path)).body))
+        return "\n".join([*said, self.log.read_text()[-8000:]])
+
     def crashed_at(self) -> str:
         """The point at which the last server died; "" when it did not."""
         note = self.folder / "crashed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
@@ -51,6 +52,7 @@ def run_server(request: dict[str, object]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.closerange(3, 256)
+    faulthandler.register(signal.SIGUSR1)  # for a test that hangs: what its threads do goes to the log
     if request.get("crash"):
         crash_points.install(str(request["crash"]), Path(str(request["folder"])))
     from llama_orch.cli.main import main
