@@ -196,8 +196,10 @@ class OrchProtocol(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._timer = None
-        if self._part == IDLE:
-            self.transport.close()  # connected, and said nothing
+        cycle: RequestResponseCycle | None = self.cycle
+        answered = self._part == BODY and cycle is not None and cycle.response_complete
+        if self._part == IDLE or answered:
+            self.transport.close()  # it said nothing, or goes on with what nobody waits for any more
             return
         self._refuse(408, "INVALID_PARAMS", f"the request's {self._part} did not arrive in time", "Send it in one go.")
 

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from ...core.errors import InvalidParamsError
 from ...core.types import ChatMessage, Determinism, Name, PlacementRequest, Recovery, Sampling, TaskRequest, Uuid
-from ..requests import explain
+from ..requests import explain, not_json
 from ..workloads import require_sound
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -69,8 +69,15 @@ _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def ignored_parameters(raw: bytes) -> list[str]:
-    """Parameters of the body that are not served, in its order; unprintable names are left out."""
-    return [name for name in _keys(raw) if name not in _KNOWN and name.isascii() and name.isprintable()][:64]
+    """Parameters of the body that are not served, in its order; unprintable names are left out.
+
+    :raises InvalidParamsError: a name is no text, which nobody saw while it was skipped.
+    """
+    try:
+        names = _keys(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise not_json(raw, error) from None
+    return [name for name in names if name not in _KNOWN and name.isascii() and name.isprintable()][:64]
 
 
 def _refuse(field: str, got: object, why: str, remedy: str) -> InvalidParamsError:

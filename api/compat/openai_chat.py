@@ -89,6 +89,7 @@ class ChatCompletionsResource(Resource):
         """Text, streaming (`stream: true`, as server-sent events) or not. What is not served is refused by name where it
         would change the answer, else named in `X-Ignored-Parameters`."""
         request = task_of(body)
+        ignored = ignored_parameters(raw)
         streams = bool(body.stream)
         admission = await self.services.admission.submit(
             request,
@@ -100,7 +101,6 @@ class ChatCompletionsResource(Resource):
         )
         task_id: str = admission.task_id
         headers = {"x-task-id": task_id}
-        ignored = ignored_parameters(raw)
         if ignored:
             headers["X-Ignored-Parameters"] = ", ".join(ignored)
         created = self.context.now_ns() // 1_000_000_000

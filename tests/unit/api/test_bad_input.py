@@ -98,6 +98,8 @@ BODIES = {
     "lone surrogate": b'{"model_ref": "m", "prompt": "\\ud800", "model": "m", "messages": []}',
     "lone surrogate inside": b'{"model_ref": "m", "prompt": "a\\udc00b"}',
     "raw surrogate": b'{"model_ref": "m", "prompt": "\xed\xa0\x80"}',
+    "a name that is no text": b'{"model_ref": "m", "prompt": "x", "model": "m", '
+    b'"messages": [{"role": "user", "content": "x"}], "a\xc0": 1}',
     "control character": b'{"model_ref": "m\x00"}',
     "huge integer": b'{"model_ref": "m", "model": "m", "seed": ' + b"9" * 400 + b"}",
     "trailing": b'{"model_ref": "m"} {}',
