@@ -172,19 +172,22 @@ class CompletionStream:
     # --- any frame
 
     def _feed_slowly(self, data: bytes) -> EntryBatch | None:
-        if self.end is not None or self.failure is not None:
+        if self._over():
             return None
         columns = _Columns()
         try:
             for payload in self._splitter.feed(data):
                 self._frame(payload, columns)
-                if self.end is not None or self.failure is not None:
+                if self._over():
                     break
         except SseError as error:
             self.failure = AttemptFailure(kind="garbage", message=str(error))
-        over = self.end is not None or self.failure is not None
-        self._plain = not (over or self._logprobs or self.start is None or self._splitter.pending)
+        self._plain = not (self._over() or self._logprobs or self.start is None or self._splitter.pending)
         return columns.batch()
+
+    def _over(self) -> bool:
+        """Whether the stream has ended or failed."""
+        return self.end is not None or self.failure is not None
 
     def _frame(self, payload: bytes, columns: _Columns) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Pages of the documentation are reached from their folder's index."""
+"""Pages of the documentation are reached from their folder's index, and no link leads nowhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def links(page: Path) -> list[Path]:
     """What the page links to inside the repository."""
     targets = _LINK.findall(_FENCE.sub("", page.read_text("utf-8")))
     return [(page.parent / target).resolve() for target in targets if "://" not in target and target[:7] != "mailto:"]
+
+
+def test_no_link_of_a_page_leads_nowhere(tracked: list[str], root: Path):
+    pages = [root / name for name in tracked if name.endswith(".md")]
+    dead = [f"{page.relative_to(root)} -> {target}" for page in pages for target in links(page) if not target.exists()]
+    assert dead == []
 
 
 @pytest.mark.parametrize("part", ["tutorial", "how-to", "reference", "explanation", "runbooks"])
