@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_leaves_no_server_behind(home, eventually):
     assert process.stdout is not None
     process.stdin.write(b"Write a haiku about rain\n")
     process.stdin.flush()
-    assert process.stdout.readline()
+    assert process.stdout.readline(), process.communicate()
     running = server_file.read(home.data_dir)
     assert running is not None
     engines = engine_processes(home)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llama_orch.core import registry
 from llama_orch.core.errors import CorruptJournalError
 
+
 class Part(msgspec.Struct):
     """Holds floats, deep inside."""
 
