@@ -35,7 +35,8 @@ class Snapshots:
             self._argv += ["--config", str(loaded.path)]
         # The URL may hold a password, so it is no argument; it may have come from a flag, so it is said again.
         self._environ = {**os.environ, "LLORCH_JOURNAL__URL": journal_url(loaded)}
-        self._since = journal.committed_seq
+        # Counted from the last snapshot, not from this start: a server that is restarted often gets its snapshots too.
+        self._since = journal.snapshot_seq
         self._task: asyncio.Task[None] | None = None
         self.written = 0
         #: why the last one was not written

@@ -92,6 +92,8 @@ class Journal(Observed):
         self.status: Status = "closed"
         self.status_detail = ""
         self.epoch = 0
+        #: seq after what the snapshot held that the last opening began from
+        self.snapshot_seq = 1
         self.committed_seq = 0
         self.committed_frame = 0
         self.synced_seq = 0
@@ -137,6 +139,7 @@ class Journal(Observed):
         self._loop = asyncio.get_running_loop()
         tail = await asyncio.to_thread(self._store.open)
         replayed = await asyncio.to_thread(replay_to, self._store, tail, self._options.snapshots)
+        self.snapshot_seq = replayed.begun_at
         self._begin(tail, replayed.head)
         if not self._inline:
             self._commit_thread = self._make_committer(self._store, self._loop.call_soon_threadsafe)

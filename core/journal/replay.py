@@ -22,6 +22,8 @@ class Replayed(msgspec.Struct):
 
     head: Head
     frame_no: int
+    #: seq at which the fold began: what a snapshot held is before it
+    begun_at: int = 1
 
 
 def records_of(frame_no: int, epoch: int, first_seq: int, facts: bytes) -> list[Recorded]:
@@ -73,6 +75,7 @@ def replay(
     """
     load_all()
     head = Head() if head is None else head
+    begun_at = head.next_seq
     expected = after_frame + 1
     for frame_no, epoch, first_seq, count, facts in store.facts(after_frame + 1, upto_frame):
         if frame_no < expected or (facts and frame_no > expected):
@@ -93,4 +96,4 @@ def replay(
             for chunk in decode_texts(frame.texts, frame.end_seq):
                 if chunk.task_no in live and not chunk.is_transcript:
                     head.fold_entries(entries_record(frame.frame_no, frame.epoch, chunk))
-    return Replayed(head, expected - 1)
+    return Replayed(head, expected - 1, begun_at)
