@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import hashlib
 import json
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: how long answers may take after the first signal; streams are told at once
 _GRACE_S = 1.0
+#: how long ending in order may take
+_END_S = 25.0
 #: how long ending may take after the second signal; what was accepted is in the journal
 _HURRY_S = 2.0
 _SWITCH_INTERVAL_S = 0.0005
@@ -235,10 +238,24 @@ class _Daemon:
     def _on_signal(self) -> None:
         self._signals += 1
         self._stop.set()
+        if self._signals == 1:
+            timer = threading.Timer(_END_S, self._give_up)  # a thread: it ends a loop that hangs, too
+            timer.daemon = True
+            timer.start()
         if self._signals == 2:
             asyncio.get_running_loop().call_later(_HURRY_S, os._exit, exits.TERMINATED)
         elif self._signals > 2:
             os._exit(exits.TERMINATED)
+
+    @staticmethod
+    def _give_up() -> None:
+        """The orderly end hangs, which is a defect; the journal holds all that was accepted, so nothing is lost."""
+        message = f"llama-orch: the server did not end in order within {_END_S:g} s and is ended now\n"
+        with contextlib.suppress(OSError):
+            os.write(2, message.encode())
+        if os.environ.get("LLORCH_DEBUG"):
+            faulthandler.dump_traceback(all_threads=True)
+        os._exit(exits.FAILED)
 
     def _lose(self, error: JournalError) -> None:
         self._lost = f"the journal is lost: {error.message}"
