@@ -42,11 +42,12 @@ def finish(stage: Stage, task_id: str, *said: str) -> None:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("how", ["key", "id"])
-def test_fifty_racing_duplicates_make_one_engine_call(how: str, by_hand: bool) -> None:
-    with on_stage(by_hand=by_hand) as stage:
+@pytest.mark.parametrize("prompt", ["short", "long " * 20_000])
+def test_fifty_racing_duplicates_make_one_engine_call(how: str, by_hand: bool, prompt: str) -> None:
+    with on_stage(by_hand=by_hand, ctx=1_000_000) as stage:
         task_id = str(uuid.UUID(int=7_000))
         one: dict[str, Any] = {"key": "k"} if how == "key" else {"task_id": task_id}
-        tasks = [stage.loop.create_task(stage.submitting(**one)) for _ in range(50)]
+        tasks = [stage.loop.create_task(stage.submitting(prompt, **one)) for _ in range(50)]
         stage.settle()
         answers = [task.result() for task in tasks]
         assert len({answer.task_id for answer in answers}) == 1

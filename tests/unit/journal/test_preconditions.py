@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from llama_orch.core.entries import EntryBatch
 from llama_orch.core.errors import ConflictError
 from llama_orch.core.events.lease import LeaseGranted, LeaseReleased
 from llama_orch.core.events.task import (
@@ -18,6 +19,7 @@ from llama_orch.core.events.task import (
     TaskStarted,
     TaskTranscribed,
 )
+from llama_orch.core.frames import decode_texts
 
 from ...support.stage import Stage, on_stage
 
@@ -137,8 +139,6 @@ def test_what_cannot_be_encoded_is_refused_and_nothing_is_applied() -> None:
 
 
 def test_entries_of_an_attempt_that_does_not_run_are_dropped() -> None:
-    from llama_orch.core.entries import EntryBatch
-
     with on_stage() as stage:
         running, queued, _ = two_tasks(stage)
         with stage.loop.inside():
@@ -147,6 +147,21 @@ def test_entries_of_an_attempt_that_does_not_run_are_dropped() -> None:
             assert stage.journal.append_entries(running, 1, EntryBatch([0], ["x"]))
         stage.settle()
         assert stage.said(running) == ["x"]
+
+
+def test_what_two_attempts_say_within_one_frame_stays_apart() -> None:
+    with on_stage() as stage:
+        running, _, lease = two_tasks(stage)
+        with stage.loop.inside():
+            journal = stage.journal
+            assert journal.append_entries(running, 1, EntryBatch([0], ["a"]))
+            again = [failed(running), placed(running, 2), started(running, 2)]
+            journal.append(again, actor="test", correlation="")
+            assert journal.append_entries(running, 2, EntryBatch([0], ["b"]))
+        stage.settle()
+        chunks = decode_texts(stage.disk.frames[-1].texts, stage.disk.frames[-1].end_seq)
+        assert [(chunk.attempt, chunk.first_ordinal) for chunk in chunks] == [(1, 1), (2, 2)]
+        assert lease in stage.journal.head.leases.by_id
 
 
 def test_the_lowest_free_slot_is_given_or_the_one_that_is_preferred() -> None:
