@@ -115,7 +115,7 @@ class TaskPlaced:
 
 @event("task.started")
 class TaskStarted:
-    """The engine took the task: all that a rerun needs (ARCHITECTURE, "task.started")."""
+    """The engine took the task: all that a rerun needs."""
 
     task_id: str
     attempt: int

@@ -1,4 +1,4 @@
-"""Entries in columns: packing, joining and cutting keep every entry (ARCHITECTURE, "Entries")."""
+"""Entries in columns: packing, joining and cutting keep every entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A large prompt is written ahead in pieces, so that no commit and no turn of the loop is long (ARCHITECTURE, "Bodies")."""
+"""A large prompt is written ahead in pieces, so that no commit and no turn of the loop is long."""
 
 from __future__ import annotations
 
