@@ -1,0 +1,1 @@
+"""Decisions about memory and time, pure: snapshots in, decisions out."""
