@@ -1,12 +1,19 @@
-"""What shall run on a host: the full desired state that orchestratord sends, and that pool-managerd brings about."""
+"""What a host's pools shall be, and what is asked of whoever makes them so.
+
+The decisions are orchestratord's; a host's pool-managerd hears all of them at each change, and its
+:class:`Pools` works towards them.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import msgspec
 
-from ..core.settings import PoolSettings
+from ..core.ports import EngineProperties
+from ..core.settings import ManagerSettings, PoolSettings
+
 
 Handover = Literal["", "new-first", "stop-first"]
 
@@ -32,3 +39,49 @@ class DesiredPool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     next: PoolSettings | None = None
     next_model: str = ""
     handover: Handover = ""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a pool."""
+
+    #: an event of ``core/events/pool.py``, ``gpu.py`` or ``model.py``
+    event: object
+    #: with ``pool.ready``: where the engine answers; "" = inside whoever asks
+    url: str = ""
+    #: with ``pool.ready``: what the engine says of itself
+    properties: EngineProperties | None = None
+
+
+class PoolSink(Protocol):
+    """Who hears what happens to pools. Both are called on the event loop and return at once."""
+
+    def tell(self, told: Told) -> None:
+        """It happened: it goes to the journal, once."""
+        ...
+
+    def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
+        """So far it is; nobody may be listening."""
+        ...
+
+
+class Pools(Protocol):
+    """Works towards what is wanted."""
+
+    async def apply(self, pools: Sequence[DesiredPool], *, epoch: int, manager: ManagerSettings) -> None:
+        """From now on this is wanted. Returns at once; what follows is told to the sink.
+
+        A living engine that is still the one that is wanted is adopted: when it was told ready to this ``epoch``
+        already, a health check is all that happens to it, it may be busy, and nothing is told in between. Told ready to
+        an older epoch (or not yet), it is told ready to this one once its slots are idle, since what they do is nobody's
+        work any more; if they stay busy it is started again (``stuck``). That holds for engines that this object has
+        running, too, when the epoch rises.
+        """
+        ...
+
+    def states(self) -> list[Told]:
+        """Every pool as it stands now: ready with URL and properties, or unready with its cause."""
+        ...
+
+    async def stop(self, *, kill_engines: bool) -> None:
+        """End looking after pools; with ``kill_engines`` every engine of this data directory is gone behind it."""
+        ...
