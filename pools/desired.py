@@ -14,7 +14,6 @@ import msgspec
 from ..core.ports import EngineProperties
 from ..core.settings import ManagerSettings, PoolSettings
 
-
 Handover = Literal["", "new-first", "stop-first"]
 
 
@@ -31,7 +30,7 @@ class DesiredPool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: its engine shall run; else it is unloaded
     wanted: bool = True
     #: GPUs by UUID, or "cpu"
-    devices: list[str] = ["cpu"]
+    devices: list[str] = msgspec.field(default_factory=lambda: ["cpu"])
     #: generations of its engine begin above this one, so that none is told twice
     generation_floor: int = 0
     #: counts how often somebody asked to try again at once, whatever failed before
