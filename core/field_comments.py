@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-_FIELD = re.compile(r"^    (?P<name>[a-z_]+): ")
+_FIELD = re.compile(r"^    (?P<name>[a-z][a-z0-9_]*): ")
 
 
 def field_comments(cls: type) -> dict[str, str]:

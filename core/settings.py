@@ -76,18 +76,48 @@ class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ProvisioningSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a pool's engine comes to be."""
+    """How a pool's engine comes to be (ENG-2)."""
 
-    #: ``package``: the server of the ``xllamacpp`` wheel, as a process of its own; ``external``: it runs already
-    mode: Literal["package", "external"] = "package"
-    #: of an external engine
+    #: ``package``: the server of the ``xllamacpp`` wheel, as a process of its own; ``external``: it runs already;
+    #: ``binary``: fetched from ``url`` and checked; ``source``: built from ``git``; ``container``: run from ``image``
+    mode: Literal["package", "external", "binary", "source", "container"] = "package"
+    #: of an external engine, or of the archive or program of ``binary``
     url: str = ""
+    #: of what ``url`` brings, 64 hex digits; required for ``binary``
+    sha256: Annotated[str, Meta(pattern=r"^([0-9a-fA-F]{64})?$")] = ""
+    #: repository of ``source``: a URL or a directory
+    git: str = ""
+    #: commit, tag or branch of ``source``
+    ref: str = ""
+    #: definitions for CMake, e.g. ``-DGGML_CUDA=ON``
+    cmake_flags: list[str] = field(default_factory=list)
+    #: of ``container``, best with its digest
+    image: str = ""
+    #: "podman" or "docker"; "" = which is there
+    runtime: Literal["", "podman", "docker"] = ""
+    #: more environment of the engine process
+    env: dict[str, str] = field(default_factory=dict)
     #: of the engine process; 0 = any free one
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     #: processors that the engine uses; 0 = as the engine decides
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     #: keys of the engine's plugin
     options: dict[str, Any] = field(default_factory=dict)
+
+
+class TuningSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether the number of slots in use is tuned while the pool runs (ENG-3)."""
+
+    #: ``fixed``: never; ``auto``: between ``slots_min`` and ``slots_max``
+    mode: Literal["fixed", "auto"] = "fixed"
+    #: fewest slots in use
+    slots_min: Annotated[int, Meta(ge=1, le=65_535)] = 1
+    #: most slots in use; 0 = as many as the engine has
+    slots_max: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: median time to the first token that is aimed at
+    first_token_ms: Milliseconds = 2_000
+    #: median time between two tokens of a stream that is aimed at
+    inter_token_ms: Milliseconds = 100
 
 
 class QueueSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,8 +149,20 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     model: str = "haiku"
     #: more names under which clients may ask for it
     aliases: list[str] = field(default_factory=list)
-    #: "cpu", or GPUs; recorded as the pool's device mask
+    #: "cpu", "auto" (one GPU that it fits, else several), or GPUs by UUID, index or name, separated by commas
     devices: str = "cpu"
+    #: shares of the listed GPUs, as whole numbers; empty = by their memory
+    tensor_split: list[Annotated[int, Meta(ge=0)]] = field(default_factory=list)
+    #: name of one of ``hosts``, or "local"
+    host: Identifier = "local"
+    #: load it at start; else when a task asks for its model
+    preload: bool = True
+    #: idle time after which it is unloaded; 0 = only when others need its memory
+    keep_alive_ms: Milliseconds = 0
+    #: it never makes room for other models
+    pinned: bool = False
+    #: predicted memory is taken this many thousandths; 1000 = as computed
+    memory_permille: Annotated[int, Meta(ge=100, le=10_000)] = 1_000
     #: tokens per slot; 0 = the model's
     ctx: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     #: tasks at once; 0 = as the engine says
@@ -130,6 +172,7 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     queue: QueueSettings = field(default_factory=QueueSettings)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     provisioning: ProvisioningSettings = field(default_factory=ProvisioningSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
 
 
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,6 +187,55 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     #: name of the placement policy
     placement: str = "default"
+
+
+class SwapSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models take turns on the memory that there is (PLC-5)."""
+
+    #: no waiting task is passed over for longer than this, in favour of tasks that came after it
+    bound_ms: Milliseconds = 300_000
+    #: a loaded model stays at least so long while it has work
+    residence_ms: Milliseconds = 5_000
+    #: memory of each GPU that is never planned with, MiB
+    gpu_reserve_mib: Annotated[int, Meta(ge=0)] = 512
+    #: memory of the host that CPU pools may take together, MiB; 0 = what is available
+    host_memory_mib: Annotated[int, Meta(ge=0)] = 0
+    #: a GPU's sample older than this is not believed
+    sample_age_ms: Milliseconds = 10_000
+    #: how long running tasks may go on when their pool has to make room; 0 = until they end
+    drain_ms: Milliseconds = 0
+
+
+class HostSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another machine that runs engines."""
+
+    #: name, as ``pools[].host`` has it
+    id: Identifier
+    #: host:port of its pool-managerd
+    address: str
+    #: file with the key that it asks for
+    key_file: str
+    #: certificate that it shows, or of who signed it; "" = the system's
+    ca_file: str = ""
+
+
+class ManagerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The program that looks after engines, pool-managerd."""
+
+    #: ``auto``: start one when none runs; ``never``: somebody else does
+    start: Literal["auto", "never"] = "auto"
+    #: one that was started here ends itself, and its engines, when no server came back for so long
+    linger_ms: Milliseconds = 600_000
+    #: what an orderly stop of the server does with one that was started here, and with its engines
+    on_stop: Literal["stop", "keep"] = "stop"
+    #: between two looks at the GPUs
+    sample_ms: Annotated[int, Meta(ge=100, le=60_000)] = 1_000
+    #: nothing is fetched or built; what is needed has to be there
+    forbid_downloads: bool = False
+    #: size limit of the model cache, MiB; 0 = none
+    model_cache_mib: Annotated[int, Meta(ge=0)] = 0
+    #: a model whose digest is not the wanted one is refused, and so is one without a digest
+    strict_verification: bool = False
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,6 +266,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capabilities: CapabilitySettings = field(default_factory=CapabilitySettings)
     policies: PolicySettings = field(default_factory=PolicySettings)
     log: LogSettings = field(default_factory=LogSettings)
+    swap: SwapSettings = field(default_factory=SwapSettings)
+    manager: ManagerSettings = field(default_factory=ManagerSettings)
+    hosts: list[HostSettings] = field(default_factory=list)
     #: more names for models, `{name: model}`; a model may be a file, which then has this name
     models: dict[str, str] = field(default_factory=dict)
     pools: list[PoolSettings] = field(default_factory=lambda: [PoolSettings(id="haiku")])

@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import CorruptJournalError
 from .leases import Leases
+from .outboxes import Outboxes
 from .pools import Pools
 from .projection import EntriesRecorded, Projection, Recorded
 from .queue import Queue
@@ -58,6 +59,7 @@ class Head:
         self.leases = self.of(Leases)
         self.pools = self.of(Pools)
         self.sessions = self.of(Sessions)
+        self.outboxes = self.of(Outboxes)
 
     def of(self, kind: type[P]) -> P:
         """The projection of a type."""

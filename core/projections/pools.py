@@ -7,9 +7,29 @@ from typing import Any
 import msgspec
 
 from ..errors import WorkerResetError
-from ..events.pool import PoolDeclared, PoolDraining, PoolReady, PoolRetired, PoolUnready
+from ..events.pool import (
+    PoolDeclared,
+    PoolDraining,
+    PoolLoading,
+    PoolMeasured,
+    PoolReady,
+    PoolReloaded,
+    PoolReloadFailed,
+    PoolReloading,
+    PoolRetired,
+    PoolSized,
+    PoolSlotsTuned,
+    PoolUndrained,
+    PoolUnloading,
+    PoolUnready,
+)
 from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced
 from .projection import Projection, Recorded, on
+
+#: causes of a pool that is not loaded, and is not meant to be
+UNLOADED = "unloaded"
+#: causes of a pool that is on its way, by itself
+_ON_ITS_WAY = frozenset({"starting", "loading", "connecting"})
 
 
 class PoolState(msgspec.Struct, kw_only=True):
@@ -17,7 +37,45 @@ class PoolState(msgspec.Struct, kw_only=True):
 
     declared: PoolDeclared
     ready: bool = False
+    #: no new tasks; see ``drain_cause``
     draining: bool = False
+    #: "operator" | "swap" | "reload" | "idle", while it drains or stays drained
+    drain_cause: str = ""
+    #: when draining began, Unix ns
+    drain_since_ns: int = 0
+    #: until when running tasks may go on, Unix ns; 0 = until they end
+    drain_until_ns: int = 0
+    #: its engine shall run: it was decided to load it, and not to unload it since
+    wanted: bool = False
+    #: its engine may still hold memory: it was decided to load it, and not seen unloaded since
+    holds: bool = False
+    #: devices that the last decision to load named
+    devices: list[str] = []
+    #: what it counts for on each of them, bytes: predicted, or observed where that is more
+    reserved_bytes: dict[str, int] = {}
+    #: what the memory model says of it
+    sized: PoolSized | None = None
+    measured: PoolMeasured | None = None
+    #: what observed memory was of the predicted one, thousandths; 0 = not observed yet
+    memory_permille: int = 0
+    #: when a task last began or ended on it, Unix ns
+    used_ns: int = 0
+    #: when it was decided to load it, Unix ns
+    loading_since_ns: int = 0
+    #: learnt time of a load, milliseconds
+    load_ms: int = 0
+    #: when it may be tried again, Unix ns; 0 = now
+    retry_ns: int = 0
+    #: nothing but a person can mend it
+    permanent: bool = False
+    #: model that it is being changed to, and how; "" = it is not
+    reloading_to: str = ""
+    reload_source: str = ""
+    handover: str = ""
+    #: why the last reload did not work, or ""
+    reload_trouble: str = ""
+    #: slots in use as tuned; 0 = not tuned
+    tuned_slots: int = 0
     observed: PoolReady | None = None
     cause: str = "starting"
     detail: str = ""
@@ -40,7 +98,18 @@ class PoolState(msgspec.Struct, kw_only=True):
         """Tasks at once: the engine's slots, at most the configured bound."""
         if self.observed is None:
             return 0
-        return min(self.declared.slots or self.observed.slots, self.observed.slots)
+        most = min(self.declared.slots or self.observed.slots, self.observed.slots)
+        return min(self.tuned_slots, most) if self.tuned_slots else most
+
+    @property
+    def engine_slots(self) -> int:
+        """Slots that the engine has, whatever is in use."""
+        return 0 if self.observed is None else self.observed.slots
+
+    @property
+    def failed(self) -> bool:
+        """It shall run, and does not, and is not on its way: something is wrong."""
+        return not self.ready and self.wanted and self.cause not in _ON_ITS_WAY and self.cause != UNLOADED
 
 
 #: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row
@@ -54,7 +123,7 @@ class Pools(Projection):
     """Pools by id, and which serve a model."""
 
     name = "pools"
-    version = 2
+    version = 3
 
     def __init__(self) -> None:
         self.by_id: dict[str, PoolState] = {}
@@ -82,14 +151,54 @@ class Pools(Projection):
         self.by_id[event.pool_id] = PoolState(
             declared=event,
             since_ns=record.time_ns,
+            # What was learnt of an engine, and what it may still hold, outlives a change of its settings.
             decode_mtok_s=old.decode_mtok_s if old else 0,
             first_token_us=old.first_token_us if old else 0,
             output_mtok=old.output_mtok if old else 0,
+            wanted=old.wanted if old else False,
+            holds=old.holds if old else False,
+            devices=old.devices if old else [],
+            reserved_bytes=old.reserved_bytes if old else {},
+            load_ms=old.load_ms if old else 0,
+            used_ns=old.used_ns if old else 0,
         )
 
     @on(PoolRetired)
     def _retired(self, record: Recorded) -> None:
         self.by_id.pop(record.payload.pool_id, None)
+
+    @on(PoolSized)
+    def _sized(self, record: Recorded) -> None:
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            pool.sized = record.payload
+
+    @on(PoolLoading)
+    def _loading(self, record: Recorded) -> None:
+        event: PoolLoading = record.payload
+        pool = self.by_id.get(event.pool_id)
+        if pool is None:
+            return
+        pool.wanted = pool.holds = True
+        pool.devices = event.devices
+        pool.reserved_bytes = event.predicted_bytes
+        pool.loading_since_ns = pool.used_ns = pool.since_ns = record.time_ns
+        pool.retry_ns = 0
+        pool.permanent = False
+        if pool.drain_cause != "operator":
+            self._undrain(pool)
+        if not pool.ready:
+            pool.cause, pool.detail, pool.advice = "loading", event.reason, ""
+
+    @on(PoolUnloading)
+    def _unloading(self, record: Recorded) -> None:
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            pool.wanted = pool.ready = False
+            pool.cause, pool.detail, pool.advice = "unloading", record.payload.reason, ""
+            pool.since_ns = record.time_ns
+            if pool.drain_cause != "operator":
+                self._undrain(pool)
 
     @on(PoolReady)
     def _ready(self, record: Recorded) -> None:
@@ -99,9 +208,16 @@ class Pools(Projection):
             return
         if pool.observed is not None and pool.observed.generation != event.generation:
             pool.restarts += 1
-        pool.ready, pool.draining, pool.observed = True, False, event
+        if event.load_ms:
+            pool.load_ms = event.load_ms if not pool.load_ms else (pool.load_ms * 3 + event.load_ms) // 4
+        # One that nobody decided to load (an external engine) is wanted by being declared.
+        pool.ready, pool.observed, pool.holds = True, event, True
         pool.cause = pool.detail = pool.advice = ""
+        pool.retry_ns, pool.permanent = 0, False
         pool.since_ns = record.time_ns
+        pool.used_ns = max(pool.used_ns, record.time_ns)
+        if event.devices:
+            pool.devices = event.devices
         pool.decode_mtok_s = pool.decode_mtok_s or event.decode_mtok_s
 
     @on(PoolUnready)
@@ -112,17 +228,88 @@ class Pools(Projection):
             return
         pool.ready = False
         pool.cause, pool.detail, pool.advice = event.cause, event.detail, event.advice
+        pool.permanent = event.permanent
+        pool.retry_ns = record.time_ns + event.retry_ms * 1_000_000 if event.retry_ms else 0
         pool.since_ns = record.time_ns
+        if event.cause == UNLOADED:
+            pool.holds, pool.reserved_bytes = False, {}
+
+    @on(PoolMeasured)
+    def _measured(self, record: Recorded) -> None:
+        event: PoolMeasured = record.payload
+        pool = self.by_id.get(event.pool_id)
+        if pool is None:
+            return
+        pool.measured = event
+        predicted, observed = sum(event.predicted_bytes.values()), sum(event.observed_bytes.values())
+        if predicted and observed:
+            pool.memory_permille = observed * 1000 // predicted
+        pool.reserved_bytes = {
+            device: max(pool.reserved_bytes.get(device, 0), event.observed_bytes.get(device, 0))
+            for device in sorted({*pool.reserved_bytes, *event.observed_bytes})
+        }
 
     @on(PoolDraining)
     def _draining(self, record: Recorded) -> None:
-        pool = self.by_id.get(record.payload.pool_id)
+        event: PoolDraining = record.payload
+        pool = self.by_id.get(event.pool_id)
         if pool is not None:
             pool.draining = True
+            pool.drain_cause = event.cause
+            pool.drain_since_ns = record.time_ns
+            pool.drain_until_ns = record.time_ns + event.deadline_ms * 1_000_000 if event.deadline_ms else 0
+
+    @on(PoolUndrained)
+    def _undrained(self, record: Recorded) -> None:
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            self._undrain(pool)
+
+    @staticmethod
+    def _undrain(pool: PoolState) -> None:
+        pool.draining, pool.drain_cause, pool.drain_since_ns, pool.drain_until_ns = False, "", 0, 0
+
+    @on(PoolReloading)
+    def _reloading(self, record: Recorded) -> None:
+        event: PoolReloading = record.payload
+        pool = self.by_id.get(event.pool_id)
+        if pool is not None:
+            pool.reloading_to, pool.reload_source, pool.handover = event.model_ref, event.source, event.handover
+            pool.reload_trouble = ""
+
+    @on(PoolReloaded)
+    def _reloaded(self, record: Recorded) -> None:
+        event: PoolReloaded = record.payload
+        pool = self.by_id.get(event.pool_id)
+        if pool is not None:
+            declared: Any = pool.declared  # a type checker does not see that events are structs
+            pool.declared = msgspec.structs.replace(
+                declared, model_ref=event.model_ref, source=pool.reload_source, aliases=[]
+            )
+            pool.reloading_to = pool.reload_source = pool.handover = ""
+            self._undrain(pool)
+
+    @on(PoolReloadFailed)
+    def _reload_failed(self, record: Recorded) -> None:
+        event: PoolReloadFailed = record.payload
+        pool = self.by_id.get(event.pool_id)
+        if pool is not None:
+            pool.reloading_to = pool.reload_source = pool.handover = ""
+            pool.reload_trouble = f"{event.cause}: {event.detail}" if event.detail else event.cause
+            self._undrain(pool)
+
+    @on(PoolSlotsTuned)
+    def _slots_tuned(self, record: Recorded) -> None:
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            pool.tuned_slots = record.payload.slots
 
     @on(TaskPlaced)
     def _task_placed(self, record: Recorded) -> None:
         self._running[record.payload.task_id] = record.payload.pool_id
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            pool.used_ns = record.time_ns
 
     @on(TaskAttemptFailed)
     def _attempt_failed(self, record: Recorded) -> None:
@@ -141,6 +328,8 @@ class Pools(Projection):
     def _task_ended(self, record: Recorded) -> None:
         event: TaskEnded = record.payload
         pool = self.by_id.get(self._running.pop(event.task_id, ""))
+        if pool is not None:
+            pool.used_ns = record.time_ns
         if pool is not None and event.outcome == "completed":
             pool.failures = 0
         elif pool is not None and event.code == WorkerResetError.code:

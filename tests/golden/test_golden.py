@@ -16,8 +16,10 @@ from llama_orch.core.journal.history import facts_of, segments_in
 from llama_orch.core.journal.replay import replay
 from llama_orch.core.journal.verify import verify
 from llama_orch.core.ports import JournalStore
-from llama_orch.core.registry import event_types, load_all
+from llama_orch.core.registry import load_all
 from llama_orch.plugins.manager import PluginManager
+
+from .states import state_digests
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(p.name for p in HERE.glob("v*") if p.is_dir())
@@ -50,14 +52,15 @@ def test_it_verifies(golden: tuple[JournalStore, Any, dict[str, Any]]) -> None:
 
 
 def test_its_events_fold_to_the_state_that_they_folded_to(golden: tuple[JournalStore, Any, dict[str, Any]]) -> None:
+    """Per projection and version of it: a fold that changed its meaning needs a new version, and a new line there."""
     store, _, expected = golden
-    assert replay(store).head.digest() == expected["digest"]
+    assert state_digests(replay(store).head).items() <= expected["states"].items()
 
 
 def test_it_holds_every_event_type_of_its_time(golden: tuple[JournalStore, Any, dict[str, Any]]) -> None:
-    store, _, _ = golden
+    store, _, expected = golden
     held = {record.name for frame in store.frames(1) for record in facts_of(frame)}
-    assert held == {declared.name for declared in event_types()}
+    assert held == set(expected["types"])
 
 
 def test_its_texts_can_be_read(golden: tuple[JournalStore, Any, dict[str, Any]]) -> None:
