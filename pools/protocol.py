@@ -27,14 +27,14 @@ class ProtocolError(Exception):
     """The other side said what is no message of this protocol, or too much at once."""
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="type", omit_defaults=True):
+class _Message(msgspec.Struct, frozen=True, tag=True, tag_field="type", omit_defaults=True):
     """One line."""
 
 
 # --- from orchestratord ------------------------------------------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(_Message, kw_only=True):
     """The first line: who speaks, and by which right. Accepted, it closes the connection of whoever spoke before."""
 
     protocol: int = PROTOCOL
@@ -52,7 +52,7 @@ class Hello(_Message):
     key: str = ""
 
 
-class Desired(_Message):
+class Desired(_Message, kw_only=True):
     """All that shall be, from now on. A pool that is missing is stopped and forgotten."""
 
     epoch: int
@@ -62,14 +62,14 @@ class Desired(_Message):
     manager: ManagerSettings = msgspec.field(default_factory=ManagerSettings)
 
 
-class Ack(_Message):
+class Ack(_Message, kw_only=True):
     """The facts of an incarnation up to this number are in the journal: they may be forgotten."""
 
     incarnation: str
     n: int
 
 
-class LogsRequest(_Message):
+class LogsRequest(_Message, kw_only=True):
     """Send the last lines of a pool's log, and with ``follow`` what comes after them."""
 
     pool_id: str
@@ -77,13 +77,13 @@ class LogsRequest(_Message):
     follow: bool = False
 
 
-class Stop(_Message):
+class Stop(_Message, kw_only=True):
     """End. The engines end too, or live on until the next start adopts them."""
 
     kill_engines: bool
 
 
-class Tunnel(_Message):
+class Tunnel(_Message, kw_only=True):
     """The first line of a connection that leads on to an engine's port on the host's loopback."""
 
     protocol: int = PROTOCOL
@@ -93,14 +93,14 @@ class Tunnel(_Message):
     key: str = ""
 
 
-class Ping(_Message):
+class Ping(_Message, kw_only=True):
     """Are you there?"""
 
 
 # --- from pool-managerd ------------------------------------------------------------------------------------------
 
 
-class Welcome(_Message):
+class Welcome(_Message, kw_only=True):
     """The Hello was accepted: this epoch commands from now on."""
 
     boot_id: str
@@ -113,7 +113,7 @@ class Welcome(_Message):
     lingers: bool = False
 
 
-class Refused(_Message):
+class Refused(_Message, kw_only=True):
     """The Hello (or the command) was not accepted; the connection is closed."""
 
     #: FENCED: a newer epoch was here. OWNER: it serves another journal. AUTH: wrong key or user. VERSION: another protocol.
@@ -122,7 +122,7 @@ class Refused(_Message):
     message: str
 
 
-class Fact(_Message):
+class Fact(_Message, kw_only=True):
     """Something that happened, as an event of the journal. It is durable on its host before it is sent."""
 
     incarnation: str
@@ -142,13 +142,13 @@ class Fact(_Message):
     properties: EngineProperties | None = None
 
 
-class GpuSample(_Message):
+class GpuSample(_Message, kw_only=True):
     """How the GPUs are just now; dropped when nobody listens."""
 
     sample: msgspec.Raw
 
 
-class Progress(_Message):
+class Progress(_Message, kw_only=True):
     """How far something is that takes long; dropped when nobody listens."""
 
     pool_id: str
@@ -161,7 +161,7 @@ class Progress(_Message):
     unit: str = "bytes"
 
 
-class LogLines(_Message):
+class LogLines(_Message, kw_only=True):
     """Lines of a pool's log, oldest first; ``last`` ends the answer."""
 
     pool_id: str
@@ -169,7 +169,7 @@ class LogLines(_Message):
     last: bool = False
 
 
-class Pong(_Message):
+class Pong(_Message, kw_only=True):
     """Yes."""
 
 
