@@ -54,8 +54,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 class PoolSink(Protocol):
     """Who hears what happens to pools. Both are called on the event loop and return at once."""
 
-    def tell(self, told: Told) -> None:
-        """It happened: it goes to the journal, once."""
+    def tell(self, *told: Told) -> None:
+        """It happened: it goes to the journal, once; several in one batch."""
         ...
 
     def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:

@@ -34,10 +34,11 @@ class _Message(msgspec.Struct, frozen=True, tag=True, tag_field="type", omit_def
 # --- from orchestratord ------------------------------------------------------------------------------------------
 
 
-class Hello(_Message, kw_only=True):
+class Hello(_Message, frozen=True, kw_only=True):
     """The first line: who speaks, and by which right. Accepted, it closes the connection of whoever spoke before."""
 
-    protocol: int = PROTOCOL
+    #: :data:`PROTOCOL` of the speaker, always said
+    protocol: int
     #: the journal that decides; see :func:`~llama_orch.pools.client.owner_of_journal`
     owner: str
     #: the writer's epoch; lower than one that was seen, and it is refused (fenced)
@@ -52,7 +53,7 @@ class Hello(_Message, kw_only=True):
     key: str = ""
 
 
-class Desired(_Message, kw_only=True):
+class Desired(_Message, frozen=True, kw_only=True):
     """All that shall be, from now on. A pool that is missing is stopped and forgotten."""
 
     epoch: int
@@ -62,14 +63,14 @@ class Desired(_Message, kw_only=True):
     manager: ManagerSettings = msgspec.field(default_factory=ManagerSettings)
 
 
-class Ack(_Message, kw_only=True):
+class Ack(_Message, frozen=True, kw_only=True):
     """The facts of an incarnation up to this number are in the journal: they may be forgotten."""
 
     incarnation: str
     n: int
 
 
-class LogsRequest(_Message, kw_only=True):
+class LogsRequest(_Message, frozen=True, kw_only=True):
     """Send the last lines of a pool's log, and with ``follow`` what comes after them."""
 
     pool_id: str
@@ -77,30 +78,30 @@ class LogsRequest(_Message, kw_only=True):
     follow: bool = False
 
 
-class Stop(_Message, kw_only=True):
+class Stop(_Message, frozen=True, kw_only=True):
     """End. The engines end too, or live on until the next start adopts them."""
 
     kill_engines: bool
 
 
-class Tunnel(_Message, kw_only=True):
+class Tunnel(_Message, frozen=True, kw_only=True):
     """The first line of a connection that leads on to an engine's port on the host's loopback."""
 
-    protocol: int = PROTOCOL
+    protocol: int
     owner: str
     epoch: int
     pool_id: str
     key: str = ""
 
 
-class Ping(_Message, kw_only=True):
+class Ping(_Message, frozen=True, kw_only=True):
     """Are you there?"""
 
 
 # --- from pool-managerd ------------------------------------------------------------------------------------------
 
 
-class Welcome(_Message, kw_only=True):
+class Welcome(_Message, frozen=True, kw_only=True):
     """The Hello was accepted: this epoch commands from now on."""
 
     boot_id: str
@@ -113,7 +114,7 @@ class Welcome(_Message, kw_only=True):
     lingers: bool = False
 
 
-class Refused(_Message, kw_only=True):
+class Refused(_Message, frozen=True, kw_only=True):
     """The Hello (or the command) was not accepted; the connection is closed."""
 
     #: FENCED: a newer epoch was here. OWNER: it serves another journal. AUTH: wrong key or user. VERSION: another protocol.
@@ -122,13 +123,15 @@ class Refused(_Message, kw_only=True):
     message: str
 
 
-class Fact(_Message, kw_only=True):
+class Fact(_Message, frozen=True, kw_only=True):
     """Something that happened, as an event of the journal. It is durable on its host before it is sent."""
 
     incarnation: str
     #: from 1 within the incarnation, ascending; numbers of facts that a later one made void are missing
     n: int
     boot_id: str
+    #: the next fact belongs into the same batch
+    more: bool = False
     #: epoch and revision of what was wanted when it was observed
     epoch: int = 0
     revision: int = 0
@@ -142,13 +145,13 @@ class Fact(_Message, kw_only=True):
     properties: EngineProperties | None = None
 
 
-class GpuSample(_Message, kw_only=True):
+class GpuSample(_Message, frozen=True, kw_only=True):
     """How the GPUs are just now; dropped when nobody listens."""
 
     sample: msgspec.Raw
 
 
-class Progress(_Message, kw_only=True):
+class Progress(_Message, frozen=True, kw_only=True):
     """How far something is that takes long; dropped when nobody listens."""
 
     pool_id: str
@@ -161,7 +164,7 @@ class Progress(_Message, kw_only=True):
     unit: str = "bytes"
 
 
-class LogLines(_Message, kw_only=True):
+class LogLines(_Message, frozen=True, kw_only=True):
     """Lines of a pool's log, oldest first; ``last`` ends the answer."""
 
     pool_id: str
@@ -169,7 +172,7 @@ class LogLines(_Message, kw_only=True):
     last: bool = False
 
 
-class Pong(_Message, kw_only=True):
+class Pong(_Message, frozen=True, kw_only=True):
     """Yes."""
 
 
