@@ -340,15 +340,57 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+class ContainerSpec(Struct, frozen=True, kw_only=True):
+    """The image that an engine runs from, and the program that runs it."""
+
+    kind: Literal["podman", "docker"]
+    #: path of that program
+    runtime: str
+    #: with its digest (``name@sha256:…``) where that is known
+    image: str
+
+
+class ProvisionedEngine(Struct, frozen=True, kw_only=True):
+    """An engine that is there and can be started (ENG-2); a launcher gets it as ``provisioned``."""
+
+    #: "package" | "external" | "binary" | "source" | "container"; a pool of mode ``package`` may run what
+    #: ``engines install`` built
+    mode: str
+    #: name in the engine catalog; "" = it needs no place there
+    name: str = ""
+    version: str = ""
+    #: "sha256:…" of the archive, "git:…" of the sources, or of the image
+    digest: str = ""
+    #: how it was built
+    flags: tuple[str, ...] = ()
+    #: "cpu" | "cuda" | "rocm" | "vulkan" | "metal" | "sycl" | "unknown"
+    build: str = "unknown"
+    #: what starts it, before its own arguments; empty where the launcher knows (``package``) or the image does
+    argv: tuple[str, ...] = ()
+    #: directory of its shared libraries; "" = the system's
+    library_path: str = ""
+    #: long options that its ``--help`` names; empty = not known
+    options: tuple[str, ...] = ()
+    container: ContainerSpec | None = None
+    #: what a person should know, e.g. that an image is not pinned
+    warnings: tuple[str, ...] = ()
+
+
 class LaunchPlan(Struct, frozen=True, kw_only=True):
     """How to start an engine process. No shell is involved."""
 
     argv: tuple[str, ...]
+    #: beside what of the environment of whoever starts it is no secret
     env: Mapping[str, str] = {}
     #: the URL it will answer at
     url: str
     #: text in its log that names a cause, with advice: ``(pattern, cause, advice)``
     log_causes: tuple[tuple[str, str, str], ...] = ()
+    #: working directory; "" = that of whoever starts it
+    workdir: str = ""
+    #: ends what the process started beyond its own group (a container), by force and at once. It is run whenever the
+    #: process is gone or was killed; that there is nothing to end is no error
+    stop_argv: tuple[str, ...] = ()
 
 
 # --- policy ----------------------------------------------------------------------------------------------------
