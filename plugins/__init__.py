@@ -23,6 +23,7 @@ from ..core.errors import (
 )
 from ..core.events.task import DecisionRecord, FilterRecord
 from ..core.frames import Frame
+from ..core.gguf import GgufError, GgufHead, read_head
 from ..core.ports import (
     AttemptEnd,
     AttemptFailure,
@@ -75,6 +76,8 @@ __all__ = [
     "FilterRecord",
     "Frame",
     "GenerateJob",
+    "GgufError",
+    "GgufHead",
     "IndexFilter",
     "IndexRow",
     "InvalidParamsError",
@@ -94,5 +97,6 @@ __all__ = [
     "UnavailableError",
     "batch_of",
     "hookimpl",
+    "read_head",
     "schema",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ._gguf import GgufError, read_head
+from .. import GgufError, read_head
 
 if TYPE_CHECKING:
     from .llamacpp import Meta, Props

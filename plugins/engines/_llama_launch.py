@@ -8,8 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from .. import ConfigError, LaunchPlan
-from ._gguf import GgufError, read_head
+from .. import ConfigError, GgufError, LaunchPlan, read_head
 
 PACKAGE: Final = "xllamacpp"
 DEFAULT_SLOTS: Final = 4
