@@ -53,6 +53,10 @@ CAUSES: dict[str, tuple[str, str]] = {
         "the GPU is split into MIG instances, which are devices of their own",
         "Use the instances' UUIDs (MIG-…), or switch MIG off: nvidia-smi -mig 0.",
     ),
+    "memory-unknown": (
+        "the driver does not tell this GPU's memory",
+        "It shares the host's memory: nothing is placed on it by itself; name it in a pool's `devices`.",
+    ),
     "nvml-error": ("NVML answers with an error", "dmesg may say more; it is asked again by itself."),
     "stale": (
         "the last sample is old",

@@ -13,14 +13,15 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uuid: str
     name: str = ""
     index: int = 0
-    #: memory in MiB; ``reserved`` is the driver's own
+    #: memory in MiB, 0 = not told; ``used`` is never less than it was, ``reserved`` is the driver's own beside it
     total_mib: int = 0
     used_mib: int = 0
     reserved_mib: int = 0
-    utilization_percent: int = 0
-    temperature_c: int = 0
-    power_mw: int = 0
-    #: why it does not answer, or ""
+    #: over the last seconds; -1 = not told, as below
+    utilization_percent: int = -1
+    temperature_c: int = -1
+    power_mw: int = -1
+    #: why nothing may be placed on it, a cause of ``core/devices.py``, or ""
     trouble: str = ""
 
 
@@ -32,7 +33,8 @@ class GpuObserved:
     driver: str = ""
     cuda: str = ""
     gpus: list[GpuRecord] = []
+    #: what this host's processes may use, in MiB; 0 = not told
     memory_total_mib: int = 0
     memory_available_mib: int = 0
-    #: why there is no answer (library missing, driver not loaded, driver gone), or ""
+    #: why GPUs are not known, or not known to be so any more, a cause of ``core/devices.py``, or ""
     trouble: str = ""
