@@ -130,9 +130,11 @@ class PoolUnloading:
     """It was decided to unload the pool's model; its memory counts as taken until it is seen unloaded."""
 
     pool_id: str
-    #: "swap" | "idle" | "drain" | "reload" | "retired"
+    #: "swap" | "idle" | "drain" | "reload" | "shutdown"
     cause: str
     reason: str = ""
+    #: group that it makes room for; "" = none
+    for_group: str = ""
 
 
 @event("pool.measured", stream="pool", key="pool_id")
@@ -156,6 +158,8 @@ class PoolDraining:
     #: "operator" = it stays out until told otherwise; "swap" | "reload" | "idle" = on the way to something else
     cause: str = "operator"
     reason: str = ""
+    #: group that it makes room for; "" = none
+    for_group: str = ""
 
 
 @event("pool.undrained", stream="pool", key="pool_id", durable=True)

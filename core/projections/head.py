@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from ..errors import CorruptJournalError
+from .gpus import Gpus
 from .leases import Leases
 from .outboxes import Outboxes
 from .pools import Pools
@@ -60,6 +61,7 @@ class Head:
         self.pools = self.of(Pools)
         self.sessions = self.of(Sessions)
         self.outboxes = self.of(Outboxes)
+        self.gpus = self.of(Gpus)
 
     def of(self, kind: type[P]) -> P:
         """The projection of a type."""

@@ -60,6 +60,10 @@ class PoolState(msgspec.Struct, kw_only=True):
     memory_permille: int = 0
     #: when a task last began or ended on it, Unix ns
     used_ns: int = 0
+    #: until when it last took tasks, for one that does not now, Unix ns; 0 = it never did
+    served_until_ns: int = 0
+    #: group that it left for; "" = none
+    made_room_for: str = ""
     #: when it was decided to load it, Unix ns
     loading_since_ns: int = 0
     #: learnt time of a load, milliseconds
@@ -161,6 +165,9 @@ class Pools(Projection):
             reserved_bytes=old.reserved_bytes if old else {},
             load_ms=old.load_ms if old else 0,
             used_ns=old.used_ns if old else 0,
+            served_until_ns=old.served_until_ns if old else 0,
+            made_room_for=old.made_room_for if old else "",
+            memory_permille=old.memory_permille if old else 0,
         )
 
     @on(PoolRetired)
@@ -185,6 +192,7 @@ class Pools(Projection):
         pool.loading_since_ns = pool.used_ns = pool.since_ns = record.time_ns
         pool.retry_ns = 0
         pool.permanent = False
+        pool.made_room_for = ""
         if pool.drain_cause != "operator":
             self._undrain(pool)
         if not pool.ready:
@@ -194,7 +202,9 @@ class Pools(Projection):
     def _unloading(self, record: Recorded) -> None:
         pool = self.by_id.get(record.payload.pool_id)
         if pool is not None:
+            self._stops_serving(pool, record)
             pool.wanted = pool.ready = False
+            pool.made_room_for = record.payload.for_group or pool.made_room_for
             pool.cause, pool.detail, pool.advice = "unloading", record.payload.reason, ""
             pool.since_ns = record.time_ns
             if pool.drain_cause != "operator":
@@ -210,8 +220,10 @@ class Pools(Projection):
             pool.restarts += 1
         if event.load_ms:
             pool.load_ms = event.load_ms if not pool.load_ms else (pool.load_ms * 3 + event.load_ms) // 4
-        # One that nobody decided to load (an external engine) is wanted by being declared.
-        pool.ready, pool.observed, pool.holds = True, event, True
+        pool.observed, pool.holds = event, True
+        if pool.cause == "unloading":
+            return  # it came up after it was decided to unload it
+        pool.ready = True
         pool.cause = pool.detail = pool.advice = ""
         pool.retry_ns, pool.permanent = 0, False
         pool.since_ns = record.time_ns
@@ -226,6 +238,7 @@ class Pools(Projection):
         pool = self.by_id.get(event.pool_id)
         if pool is None:
             return
+        self._stops_serving(pool, record)
         pool.ready = False
         pool.cause, pool.detail, pool.advice = event.cause, event.detail, event.advice
         pool.permanent = event.permanent
@@ -254,7 +267,9 @@ class Pools(Projection):
         event: PoolDraining = record.payload
         pool = self.by_id.get(event.pool_id)
         if pool is not None:
+            self._stops_serving(pool, record)
             pool.draining = True
+            pool.made_room_for = event.for_group
             pool.drain_cause = event.cause
             pool.drain_since_ns = record.time_ns
             pool.drain_until_ns = record.time_ns + event.deadline_ms * 1_000_000 if event.deadline_ms else 0
@@ -264,6 +279,11 @@ class Pools(Projection):
         pool = self.by_id.get(record.payload.pool_id)
         if pool is not None:
             self._undrain(pool)
+
+    @staticmethod
+    def _stops_serving(pool: PoolState, record: Recorded) -> None:
+        if pool.ready and not pool.draining:
+            pool.served_until_ns = record.time_ns
 
     @staticmethod
     def _undrain(pool: PoolState) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -17,6 +17,7 @@ from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
+from .loading import LoadingService
 from .placement import Placement
 from .pools import PoolService
 from .readers import Readers
@@ -42,6 +43,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: Dispatcher
     transcripts: Transcripts
     watchdog: Watchdog
+    loading: LoadingService
 
     def start(self) -> None:
         """Take up what the journal holds: call it once, after the journal was opened."""
@@ -50,6 +52,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.transcripts.start()
         self.watchdog.start()
         self.dispatcher.pump_all()
+        self.loading.start()
 
     def _rebuilt(self) -> None:
         recover(self.journal, self.dispatcher.watched)
@@ -57,6 +60,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     async def close(self) -> None:
         """Stop the services; what is unfinished stays in the journal."""
+        self.loading.close()
         await self.watchdog.close()
         await self.dispatcher.close()
         await self.transcripts.close()
@@ -79,10 +83,14 @@ def build_services(
     policy: PlacementPolicy,
     clock: Clock,
     api_version: str,
+    launched: Collection[str] = (),
     new_id: Callable[[], str] = _new_id,
     new_seed: Callable[[], int] = _new_seed,
 ) -> Services:
-    """Wire the services around a journal; nothing runs before :meth:`Services.start`."""
+    """Wire the services around a journal; nothing runs before :meth:`Services.start`.
+
+    :param launched: engines whose processes are started for their pools, which are loaded and unloaded then.
+    """
     bodies = Bodies(journal.store)
     texts = TaskTexts(journal)
     dispatcher = Dispatcher(journal, Placement(policy), engines, bodies, texts, settings, clock, new_id)
@@ -99,4 +107,5 @@ def build_services(
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
         watchdog=Watchdog(journal, dispatcher, clock),
+        loading=LoadingService(journal, settings, launched, dispatcher.pump),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import JournalUnavailableError, NotFoundError
-from ..events.pool import PoolDeclared, PoolReady, PoolRetired, PoolUnready
+from ..events.manager import ManagerConnected, ManagerLost, OutboxReceived
+from ..events.pool import PoolDeclared, PoolReady, PoolReloaded, PoolRetired, PoolUnready
 from ..journal.journal import Journal
 from ..ports import EngineProperties
 from ..projections.pools import PoolState
@@ -15,8 +17,8 @@ from .dispatch import Dispatcher
 from .placement import pool_view
 
 
-def declaration(pool: PoolSettings, aliases: list[str]) -> PoolDeclared:
-    """What configuration says of a pool, as an event."""
+def declaration(pool: PoolSettings, aliases: list[str], source: str) -> PoolDeclared:
+    """What configuration says of a pool, as an event; ``source`` is its model with aliases resolved."""
     return PoolDeclared(
         pool_id=pool.id,
         engine=pool.engine,
@@ -30,6 +32,13 @@ def declaration(pool: PoolSettings, aliases: list[str]) -> PoolDeclared:
         wall_ms=pool.timeouts.wall_ms,
         idle_ms=pool.timeouts.idle_ms,
         provisioning=pool.provisioning.mode,
+        host=pool.host,
+        source=source if source != pool.model else "",
+        on_demand=not pool.preload,
+        keep_alive_ms=pool.keep_alive_ms,
+        pinned=pool.pinned,
+        slots_min=pool.tuning.slots_min if pool.tuning.mode == "auto" else 0,
+        slots_max=pool.tuning.slots_max if pool.tuning.mode == "auto" else 0,
     )
 
 
@@ -48,13 +57,68 @@ class PoolService:
         """Bring the journal's pools in line with configuration; all of them begin unready."""
         self._settings = settings
         known = self._journal.head.pools.by_id
-        wanted = {p.id: declaration(p, [a for a, m in settings.models.items() if m == p.model]) for p in settings.pools}
+        models = settings.models
+        wanted = {
+            p.id: declaration(p, [a for a, m in models.items() if m == p.model], models.get(p.model, p.model))
+            for p in settings.pools
+        }
         events: list[object] = [PoolRetired(pool_id=name) for name in sorted(known) if name not in wanted]
         for name, declared in sorted(wanted.items()):
             if name not in known or known[name].declared != declared:
                 events.append(declared)
             events.append(PoolUnready(pool_id=name, cause="starting"))
         self._journal.append(events, actor="config", correlation="")
+
+    def received(self, host: str, boot_id: str, incarnation: str, facts: Sequence[tuple[int, object]]) -> int:
+        """Facts of a host's outbox, ``(n, event)`` in order; each is appended once, however often it is told (RCV-3).
+
+        Returns:
+            The seq behind them: once it is committed, the last of them may be acknowledged.
+
+        Raises:
+            JournalUnavailableError: nothing was appended; tell them again later.
+        """
+        head = self._journal.head
+        last = head.outboxes.last(host, incarnation)
+        fresh = [(n, event) for n, event in facts if n > last]
+        if not fresh:
+            return head.next_seq
+        received = OutboxReceived(host=host, boot_id=boot_id, incarnation=incarnation, n=fresh[-1][0])
+        events = [event for _, event in fresh]
+        seq = self._journal.append([*events, received], actor=f"host:{host}", correlation="", internal=True)
+        for event in events:
+            if isinstance(event, PoolReady | PoolReloaded):
+                self._pump(event.pool_id)
+        return seq
+
+    def connected(self, host: str, boot_id: str, incarnation: str, version: str) -> None:
+        """A host's program took this server's epoch."""
+        event = ManagerConnected(host=host, boot_id=boot_id, incarnation=incarnation, version=version)
+        self._journal.append([event], actor=f"host:{host}", correlation="", internal=True)
+
+    def lost(self, host: str, detail: str, *, grace_over: bool) -> None:
+        """The connection to a host's program is gone; once the grace is over, nobody knows how its engines are."""
+        events: list[object] = []
+        if host in self._journal.head.outboxes.connected:
+            events.append(ManagerLost(host=host, detail=detail[:500]))
+        if grace_over:
+            events += [
+                PoolUnready(
+                    pool_id=name,
+                    cause="manager-lost",
+                    detail=detail[:500],
+                    advice="The program that looks after the pool's engine is started again; its log may say more.",
+                )
+                for name, pool in sorted(self._journal.head.pools.by_id.items())
+                if pool.declared.host == host and pool.cause != "manager-lost"
+            ]
+        if events:
+            self._journal.append(events, actor=f"host:{host}", correlation="", internal=True)
+
+    def _pump(self, pool_id: str) -> None:
+        pool = self._journal.head.pools.by_id.get(pool_id)
+        if pool is not None:
+            self._dispatcher.pump(pool.declared.model_ref)
 
     def ready(
         self, pool_id: str, properties: EngineProperties, *, generation: int, load_ms: int, decode_mtok_s: int
@@ -74,9 +138,7 @@ class PoolService:
                 decode_mtok_s=decode_mtok_s,
             )
         )
-        pool = self._journal.head.pools.by_id.get(pool_id)
-        if pool is not None:
-            self._dispatcher.pump(pool.declared.model_ref)
+        self._pump(pool_id)
 
     def unready(self, pool_id: str, *, cause: str, detail: str, advice: str, retry_ms: int) -> None:
         """The pool's engine cannot take tasks."""

@@ -1,0 +1,96 @@
+"""What the swap planner reads of devices, and what pools need on them: head and configuration as its types (PLC-3, PLC-5)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..devices import CPU
+from ..events.gpu import GpuRecord
+from ..projections.head import Head
+from ..projections.pools import PoolState
+from ..scheduling.swap_types import DeviceMemory
+from ..settings import PoolSettings, Settings
+
+_MIB: Final = 1024 * 1024
+#: stands in a mask for a GPU that is not there: nothing fits it
+NO_GPU: Final = "no-gpu"
+
+
+def devices_of(head: Head, settings: Settings) -> tuple[DeviceMemory, ...]:
+    """The devices of all hosts that said what they have, in order of their hosts and indices."""
+    out: list[DeviceMemory] = []
+    swap = settings.swap
+    for host, seen in sorted(head.gpus.by_host.items()):
+        total = swap.host_memory_mib or seen.memory_total_mib
+        out.append(
+            DeviceMemory(
+                device=CPU,
+                host=host,
+                total_bytes=total * _MIB,
+                free_bytes=seen.memory_available_mib * _MIB if seen.memory_total_mib else None,
+            )
+        )
+        out += [
+            DeviceMemory(
+                device=gpu.uuid,
+                host=host,
+                total_bytes=gpu.total_mib * _MIB,
+                free_bytes=max(0, gpu.total_mib - gpu.used_mib - gpu.reserved_mib) * _MIB,
+                stale=bool(gpu.trouble or seen.trouble),
+                reserve_bytes=swap.gpu_reserve_mib * _MIB,
+            )
+            for gpu in _gpus(head, host)
+        ]
+    if "local" not in head.gpus.by_host and swap.host_memory_mib:
+        out.append(DeviceMemory(device=CPU, total_bytes=swap.host_memory_mib * _MIB))
+    return tuple(out)
+
+
+def mask_of(head: Head, pool: PoolState) -> tuple[str, ...]:
+    """The devices that a pool may run on: "cpu", or UUIDs; a GPU that is not there stands as :data:`NO_GPU`."""
+    wanted = pool.declared.device_mask
+    if wanted == CPU:
+        return (CPU,)
+    gpus = _gpus(head, pool.declared.host)
+    if wanted == "auto":
+        return tuple(gpu.uuid for gpu in gpus) or (NO_GPU,)
+    mask = []
+    for word in (part.strip() for part in wanted.split(",")):
+        found = [gpu.uuid for gpu in gpus if word in (gpu.uuid, str(gpu.index), gpu.name)]
+        mask += found or ([word] if word.startswith(("GPU-", "MIG-")) else [NO_GPU])
+    return tuple(dict.fromkeys(mask))
+
+
+def whole_of(pool: PoolState, settings: PoolSettings) -> int:
+    """Bytes that a pool needs on one device; 0 = its host does not know either."""
+    sized = pool.sized
+    if sized is None:
+        return 0
+    return _corrected(sized.weights_bytes + sized.kv_bytes + sized.compute_bytes + sized.overhead_bytes, pool, settings)
+
+
+def split_of(head: Head, pool: PoolState, settings: PoolSettings) -> tuple[int, ...]:
+    """Bytes on each device of its mask when a pool is spread over all of them; () = it cannot be told.
+
+    Weights and KV cache are shared out by ``tensor_split``, or by the devices' memory; what computing needs is needed
+    on each.
+    """
+    mask, sized = mask_of(head, pool), pool.sized
+    totals = {gpu.uuid: gpu.total_mib for gpu in _gpus(head, pool.declared.host)}
+    if sized is None or any(device not in totals for device in mask):
+        return ()
+    shares = settings.tensor_split or [totals[device] for device in mask]
+    if len(shares) != len(mask) or not sum(shares):
+        return ()
+    shared, each = sized.weights_bytes + sized.kv_bytes, sized.compute_bytes + sized.overhead_bytes
+    return tuple(_corrected(-(-shared * share // sum(shares)) + each, pool, settings) for share in shares)
+
+
+def _gpus(head: Head, host: str) -> list[GpuRecord]:
+    seen = head.gpus.by_host.get(host)
+    return sorted(seen.gpus, key=lambda gpu: (gpu.index, gpu.uuid)) if seen is not None else []
+
+
+def _corrected(size: int, pool: PoolState, settings: PoolSettings) -> int:
+    """What was configured and what was observed of an earlier load, if that was more."""
+    return size * settings.memory_permille * max(1000, pool.memory_permille) // 1_000_000
