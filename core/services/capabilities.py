@@ -8,14 +8,18 @@ from ..journal.journal import Journal
 from ..projections.pools import PoolState
 from ..settings import Settings
 from .engines import EngineDirectory
+from .gpus import GpuService
 
 
 class Capabilities:
     """Derives the report; nothing in it is constant."""
 
-    def __init__(self, journal: Journal, engines: EngineDirectory, settings: Settings, api_version: str) -> None:
+    def __init__(
+        self, journal: Journal, engines: EngineDirectory, gpus: GpuService, settings: Settings, api_version: str
+    ) -> None:
         self._journal = journal
         self._engines = engines
+        self._gpus = gpus
         self._settings = settings
         self._api_version = api_version
 
@@ -26,7 +30,7 @@ class Capabilities:
             "api_version": self._api_version,
             "engines": [self._engine(p) for p in pools if p.ready],
             "models": self.models(),
-            "devices": sorted({p.declared.device_mask for p in pools}),
+            "devices": self._gpus.devices(),
         }
 
     def models(self) -> list[dict[str, Any]]:

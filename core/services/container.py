@@ -17,6 +17,7 @@ from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
+from .gpus import GpuService
 from .loading import LoadingService
 from .placement import Placement
 from .pools import PoolService
@@ -44,6 +45,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     transcripts: Transcripts
     watchdog: Watchdog
     loading: LoadingService
+    gpus: GpuService
 
     def start(self) -> None:
         """Take up what the journal holds: call it once, after the journal was opened."""
@@ -52,6 +54,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.transcripts.start()
         self.watchdog.start()
         self.dispatcher.pump_all()
+        self.gpus.start()
         self.loading.start()
 
     def _rebuilt(self) -> None:
@@ -61,6 +64,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     async def close(self) -> None:
         """Stop the services; what is unfinished stays in the journal."""
         self.loading.close()
+        self.gpus.close()
         await self.watchdog.close()
         await self.dispatcher.close()
         await self.transcripts.close()
@@ -95,6 +99,7 @@ def build_services(
     texts = TaskTexts(journal)
     dispatcher = Dispatcher(journal, Placement(policy), engines, bodies, texts, settings, clock, new_id)
     cancel = CancelService(journal, dispatcher)
+    gpus = GpuService(journal, clock, settings)
     return Services(
         journal=journal,
         admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed),
@@ -102,10 +107,11 @@ def build_services(
         streams=Streams(journal, texts),
         tasks=TaskQueries(journal, texts),
         pools=PoolService(journal, dispatcher),
-        capabilities=Capabilities(journal, engines, settings, api_version),
+        capabilities=Capabilities(journal, engines, gpus, settings, api_version),
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
         watchdog=Watchdog(journal, dispatcher, clock),
+        gpus=gpus,
         loading=LoadingService(journal, settings, launched, dispatcher.pump),
     )

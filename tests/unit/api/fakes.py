@@ -11,6 +11,7 @@ import msgspec
 from llama_orch.core.errors import NotFoundError
 from llama_orch.core.projections.head import Head
 from llama_orch.core.services.caller import Caller
+from llama_orch.core.services.gpus import HostView
 from llama_orch.core.services.tasks import TaskInfo, Usage
 from llama_orch.core.types import PoolView, TaskRequest
 
@@ -71,6 +72,7 @@ class FakeServices:
         self.admission = self.tasks = self.pools = self.capabilities = self.readers = self
         self.cancel = FakeCancel(self)
         self.streams = FakeStreams(self)
+        self.gpus = FakeGpus()
         self.journal = FakeJournal()
         self.asked: list[tuple[str, Any]] = []
         #: raised by whatever is asked next
@@ -170,6 +172,16 @@ class FakeCancel:
     async def cancel(self, task_id: str, caller: Caller, **rest: Any) -> None:
         self._services._ask("cancel", (task_id, rest))
         self._services.known(task_id)
+
+
+class FakeGpus:
+    """`services.gpus`: hosts as a test sets them."""
+
+    def __init__(self) -> None:
+        self.hosts: list[HostView] = []
+
+    def views(self) -> list[HostView]:
+        return self.hosts
 
 
 class FakeStreams:
