@@ -71,11 +71,10 @@ class Ack(_Message, frozen=True, kw_only=True):
 
 
 class LogsRequest(_Message, frozen=True, kw_only=True):
-    """Send the last lines of a pool's log, and with ``follow`` what comes after them."""
+    """Send the last lines of a pool's log."""
 
     pool_id: str
     lines: int = 100
-    follow: bool = False
 
 
 class Stop(_Message, frozen=True, kw_only=True):
@@ -118,8 +117,8 @@ class Refused(_Message, frozen=True, kw_only=True):
     """The Hello (or the command) was not accepted; the connection is closed."""
 
     #: FENCED: a newer epoch was here. OWNER: it serves another journal. AUTH: wrong key or user. VERSION: another protocol.
-    #: UNKNOWN: no such pool
-    code: Literal["FENCED", "OWNER", "AUTH", "VERSION", "UNKNOWN"]
+    #: UNKNOWN: no such pool. UNWRITABLE: its disk takes nothing, so that it could not remember the epoch
+    code: Literal["FENCED", "OWNER", "AUTH", "VERSION", "UNKNOWN", "UNWRITABLE"]
     message: str
 
 
@@ -165,19 +164,22 @@ class Progress(_Message, frozen=True, kw_only=True):
 
 
 class LogLines(_Message, frozen=True, kw_only=True):
-    """Lines of a pool's log, oldest first; ``last`` ends the answer."""
+    """The last lines of a pool's log, oldest first."""
 
     pool_id: str
     lines: list[str]
-    last: bool = False
 
 
 class Pong(_Message, frozen=True, kw_only=True):
     """Yes."""
 
 
+class Open(_Message, frozen=True, kw_only=True):
+    """The tunnel is open: what follows goes to the engine, and comes from it."""
+
+
 ToManager = Hello | Desired | Ack | LogsRequest | Stop | Tunnel | Ping
-FromManager = Welcome | Refused | Fact | GpuSample | Progress | LogLines | Pong
+FromManager = Welcome | Refused | Fact | GpuSample | Progress | LogLines | Pong | Open
 
 _to_manager: msgspec.json.Decoder[ToManager] = msgspec.json.Decoder(ToManager)
 _from_manager: msgspec.json.Decoder[FromManager] = msgspec.json.Decoder(FromManager)
