@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -230,6 +231,11 @@ class Outbox:
                 # One that stands in two segments was written again; the last to be removed holds it.
                 found[fact.incarnation, fact.n] = Entry(fact, kind_of(fact), size, name)
         self.pending = [found[key] for key in sorted(found)]
+
+
+def new_incarnation(now_ns: int) -> str:
+    """A name that no run of the program had, and that sorts behind those of earlier ones."""
+    return f"{now_ns // 1000:014x}-{secrets.token_hex(4)}"
 
 
 def newest(entries: Sequence[Entry]) -> list[Entry]:

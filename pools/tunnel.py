@@ -21,6 +21,7 @@ from .protocol import Open, ProtocolError, Tunnel, from_manager
 _PIECE: Final = 65_536
 #: how long a host, or an engine, may take to open a connection
 _OPEN_S: Final = 10.0
+_KEY_CHARACTERS: Final = 32
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -36,6 +37,18 @@ def client_context(authority: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=authority or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
+
+
+def read_key(path: Path) -> str:
+    """The key in a file. :raises ValueError: it is none worth the name, or everybody can read it."""
+    if path.stat().st_mode & 0o077:
+        msg = f"{path} can be read by others than its owner; chmod 600 {path}"
+        raise ValueError(msg)
+    key = path.read_text("utf-8").strip()
+    if len(key) < _KEY_CHARACTERS:
+        msg = f"{path} holds a key of {len(key)} characters; take {_KEY_CHARACTERS} random ones or more"
+        raise ValueError(msg)
+    return key
 
 
 async def relay(lines: Lines, url: str) -> None:
