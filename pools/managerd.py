@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
+from ..core.ports import EngineProperties
 from ..core.registry import encode_payload, type_of
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
-from .desired import Pools, PoolSink, Told
+from .desired import Pools, PoolSink
 from .fence import Fence
 from .logs import BoundedLog, last_lines
 from .outbox import Entry, Outbox, kind_of
@@ -93,6 +94,8 @@ class Managerd:
         self._pools: Pools | None = None
         self._commander: Lines | None = None
         self._desired: Desired | None = None
+        #: facts of this turn of the loop, with their kinds
+        self._told: list[tuple[str, Fact]] = []
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._tunnels: set[Lines] = set()
@@ -183,25 +186,27 @@ class Managerd:
 
     # --- what pools tell ---------------------------------------------------------------------------------------------
 
-    def tell(self, *told: Told) -> None:
-        desired = self._desired
-        facts = []
-        for one in told:
-            declared = type_of(one.event)
-            fact = Fact(
-                incarnation="",
-                n=0,
-                boot_id="",
-                epoch=desired.epoch if desired else self._fence.held.epoch,
-                revision=desired.revision if desired else 0,
-                name=declared.name,
-                version=declared.version,
-                payload=msgspec.Raw(encode_payload(one.event)),
-                url=one.url,
-                properties=one.properties,
-            )
-            facts.append((kind_of(fact), fact))
-        self._outbox.add(facts)
+    def fact(self, event: Any, properties: EngineProperties | None = None) -> None:
+        declared, desired = type_of(event), self._desired
+        fact = Fact(
+            incarnation="",
+            n=0,
+            boot_id="",
+            epoch=desired.epoch if desired else self._fence.held.epoch,
+            revision=desired.revision if desired else 0,
+            name=declared.name,
+            version=declared.version,
+            payload=msgspec.Raw(encode_payload(event)),
+            properties=properties,
+        )
+        if not self._told:
+            asyncio.get_running_loop().call_soon(self._batch)
+        self._told.append((kind_of(fact), fact))
+
+    def _batch(self) -> None:
+        """What was told in one turn of the loop belongs together."""
+        told, self._told = self._told, []
+        self._outbox.add(told)
         self._work.set()
 
     def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
@@ -382,14 +387,14 @@ class Managerd:
             self._pools = self._make_pools(self)
         await self._pools.apply(desired.pools, epoch=desired.epoch, manager=desired.manager)
         changed = {pool.settings.id for pool in desired.pools if before.get(pool.settings.id) != pool}
-        for told in self._pools.states():
+        for event, properties in self._pools.states():
             # A change may have crossed what was told before it: what is told now names this revision.
-            if tell_all or _pool_of(told.event) in changed:
-                self.tell(told)
+            if tell_all or event.pool_id in changed:
+                self.fact(event, properties)
 
     async def _tunnel(self, lines: Lines, hello: Tunnel) -> Refused | None:
         states = self._pools.states() if self._pools is not None else []
-        url = next((told.url for told in states if _pool_of(told.event) == hello.pool_id and told.url), "")
+        url = next((getattr(event, "url", "") for event, _ in states if event.pool_id == hello.pool_id), "")
         if not url or hello.epoch != self._fence.held.epoch:
             return Refused(code="UNKNOWN", message=f"no engine of a pool {hello.pool_id!r} is ready here")
         self._tunnels.add(lines)
@@ -398,10 +403,6 @@ class Managerd:
         finally:
             self._tunnels.discard(lines)
         return None
-
-
-def _pool_of(event: Any) -> str:
-    return str(getattr(event, "pool_id", ""))
 
 
 def _plain(name: str) -> bool:

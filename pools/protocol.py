@@ -138,8 +138,6 @@ class Fact(_Message, frozen=True, kw_only=True):
     name: str
     version: int = 1
     payload: msgspec.Raw
-    #: where the engine answers on its host, with ``pool.ready``; "" = in the process that asks
-    url: str = ""
     #: what the engine says of itself, with ``pool.ready``
     properties: EngineProperties | None = None
 
