@@ -10,6 +10,7 @@ import msgspec
 
 from ..journal.journal import Journal
 from ..ports import Clock, PlacementPolicy
+from ..scheduling.swaps import plan_swaps
 from ..settings import Settings
 from .admission import AdmissionService
 from .bodies import Bodies
@@ -18,7 +19,7 @@ from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
 from .gpus import GpuService
-from .loading import LoadingService
+from .loading import LoadingService, Planner
 from .placement import Placement
 from .pools import PoolService
 from .readers import Readers
@@ -27,7 +28,7 @@ from .streams import Streams
 from .tasks import TaskQueries
 from .texts import TaskTexts
 from .transcripts import Transcripts
-from .watchdog import Watchdog
+from .watchdog import PERIOD_S, Watchdog
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,12 +89,16 @@ def build_services(
     clock: Clock,
     api_version: str,
     launched: Collection[str] = (),
+    planner: Planner = plan_swaps,
+    watch_s: float = PERIOD_S,
     new_id: Callable[[], str] = _new_id,
     new_seed: Callable[[], int] = _new_seed,
 ) -> Services:
     """Wire the services around a journal; nothing runs before :meth:`Services.start`.
 
     :param launched: engines whose processes are started for their pools, which are loaded and unloaded then.
+    :param planner: decides which models are loaded where.
+    :param watch_s: seconds between two looks of the watchdog.
     """
     bodies = Bodies(journal.store)
     texts = TaskTexts(journal)
@@ -111,7 +116,7 @@ def build_services(
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
-        watchdog=Watchdog(journal, dispatcher, clock),
+        watchdog=Watchdog(journal, dispatcher, clock, watch_s),
         gpus=gpus,
-        loading=LoadingService(journal, settings, launched, dispatcher.pump),
+        loading=LoadingService(journal, settings, launched, dispatcher.pump, planner),
     )

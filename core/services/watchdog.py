@@ -13,7 +13,8 @@ from ..ports import Clock
 from ..projections.projection import Recorded
 from .dispatch import Dispatcher
 
-_PERIOD_S = 0.05
+#: seconds between two looks
+PERIOD_S = 0.05
 #: deadlines of ended tasks that may stay in memory, beside as many as tasks live
 _SPARE_DEADLINES = 1024
 #: how long after its last use an expired session is remembered, so that a late turn can be told why it is refused
@@ -22,9 +23,10 @@ _SESSIONS_AT_ONCE = 256
 
 
 class Watchdog:
-    """Looks at running attempts and due deadlines every 50 ms."""
+    """Looks at running attempts and due deadlines every 50 ms (or ``period_s``)."""
 
-    def __init__(self, journal: Journal, dispatcher: Dispatcher, clock: Clock) -> None:
+    def __init__(self, journal: Journal, dispatcher: Dispatcher, clock: Clock, period_s: float = PERIOD_S) -> None:
+        self._period_s = period_s
         self._journal = journal
         self._dispatcher = dispatcher
         self._clock = clock
@@ -59,7 +61,7 @@ class Watchdog:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(self._period_s)
             if self._journal.status == "ok":
                 try:
                     self.sweep()
