@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ..core.errors import ConfigError
-from ..core.settings import Settings
+from ..core.settings import PoolSettings, Settings
 from .config_files import read_file
 from .config_types import Fault, checked, nearest, parse_text, settings_type, type_at
 
@@ -106,12 +106,12 @@ def with_named_models(settings: Settings) -> Settings:
     :raises ConfigError: two files would have one name.
     """
     models = dict(settings.models)
-    names = {path: name for name, path in reversed(models.items()) if is_path(path)}
+    names = {path: name for name, path in reversed(models.items()) if is_source(path)}
     pools = []
     for number, pool in enumerate(settings.pools):
-        if pool.provisioning.mode == "package" and is_path(pool.model):
+        if pool.provisioning.mode != "external" and is_source(pool.model):
             path = pool.model
-            name = names.setdefault(path, Path(path).stem)
+            name = names.setdefault(path, source_name(path))
             if models.setdefault(name, path) != path or name == "haiku":
                 raise ConfigError(
                     f"pools[{number}].model: {path} would be named {name!r}, which is taken",
@@ -124,7 +124,41 @@ def with_named_models(settings: Settings) -> Settings:
     for name, path in models.items():
         if names.get(path, name) != name:
             models[name] = names[path]
-    return msgspec.structs.replace(settings, models=models, pools=pools)
+    return with_implied_pools(msgspec.structs.replace(settings, models=models, pools=pools))
+
+
+def with_implied_pools(settings: Settings) -> Settings:
+    """The settings with a pool for every model that none names: it is loaded when a task asks for it."""
+    served = {name for pool in settings.pools for name in (pool.model, *pool.aliases)}
+    taken = {pool.id for pool in settings.pools}
+    common = settings.model_pools
+    implied = []
+    for name, model in settings.models.items():
+        if name in served or model in served or not (is_source(model) or model == "haiku"):
+            continue
+        pool_id = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64] or "model"
+        while pool_id in taken:
+            pool_id = f"{pool_id[:60]}-1" if not re.search(r"-\d+$", pool_id) else _next_number(pool_id)
+        taken.add(pool_id)
+        implied.append(
+            PoolSettings(
+                id=pool_id,
+                engine=common.engine,
+                model=name,
+                devices=common.devices,
+                ctx=common.ctx,
+                slots=common.slots,
+                keep_alive_ms=common.keep_alive_ms,
+                provisioning=common.provisioning,
+                preload=False,
+            )
+        )
+    return msgspec.structs.replace(settings, pools=[*settings.pools, *implied])
+
+
+def _next_number(name: str) -> str:
+    stem, _, number = name.rpartition("-")
+    return f"{stem}-{int(number) + 1}"
 
 
 def data_directory(settings: Settings) -> Path:
@@ -260,9 +294,27 @@ def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
     return values
 
 
+def is_reference(model: str) -> bool:
+    """Whether a model is to be fetched: ``hf:``, ``https:``, ``s3:`` and other schemes."""
+    return re.match(r"[a-z][a-z0-9+.-]+:", model) is not None and not model.startswith("file:")
+
+
+def is_source(model: str) -> bool:
+    """Whether a model says where it is, as a file or a reference, rather than a name that an engine knows."""
+    return is_path(model) or is_reference(model)
+
+
+def source_name(model: str) -> str:
+    """The name of a file's or reference's model, where the configuration gives it none."""
+    if not is_reference(model):
+        return Path(model).stem
+    last = model.partition("?")[0].rstrip("/").rpartition("/")[2].partition("@")[0]
+    return last.removesuffix(".gguf") or model
+
+
 def is_path(model: str) -> bool:
     """Whether a pool's model is a file rather than a name that an engine knows."""
-    return "/" in model or model.startswith(("file:", "~")) or model.endswith(".gguf")
+    return not is_reference(model) and ("/" in model or model.startswith(("file:", "~")) or model.endswith(".gguf"))
 
 
 def _error(faults: list[Fault], path: Path | None) -> ConfigError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from ..core.settings import PoolSettings
-from .config import Loaded, is_path
+from .config import Loaded, is_path, is_reference
 from .config_types import Fault, nearest
 
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
@@ -77,6 +77,10 @@ def faults(
         seen.setdefault(pool.id, number)
         for name, got, message in _pool_faults(pool, settings.models.get(pool.model, pool.model), engines, launchers):
             yield fault(f"{key}.{name}", got, message)
+    hosts = {"local", *(host.id for host in settings.hosts)}
+    for number, pool in enumerate(settings.pools):
+        if pool.host not in hosts:
+            yield fault(f"pools[{number}].host", pool.host, _unknown("host", pool.host, hosts))
     served = {name for pool in settings.pools for name in (pool.model, *pool.aliases)}
     for alias, model in settings.models.items():
         if settings.pools and alias not in served and model not in served:
@@ -130,18 +134,34 @@ def _pool_faults(
                 "takes the engine's address, e.g. http://127.0.0.1:8081, because mode is external",
             )
         return
-    if pool.provisioning.url:
-        yield (
-            "provisioning.url",
-            pool.provisioning.url,
-            "is only for mode: external; this pool starts its engine itself",
-        )
+    yield from _provisioning_faults(pool)
+    if is_reference(model):
+        return
     if (pool.engine in launchers and model != "haiku") or is_path(model):
         path = Path(model)
         if not path.exists():
             yield "model", model, f"there is no file {model}; name a GGUF file, or haiku for the bundled model"
         elif not path.is_file():
             yield "model", model, f"{model} is no file; name the GGUF file in it"
+
+
+def _provisioning_faults(pool: PoolSettings) -> Iterator[tuple[str, object, str]]:
+    """Keys that the mode lacks, and keys that it does not take."""
+    given = pool.provisioning
+    needs: dict[str, tuple[str, ...]] = {
+        "binary": ("url", "sha256"),
+        "source": ("git", "ref"),
+        "container": ("image",),
+    }
+    for key in ("url", "sha256", "git", "ref", "image", "cmake_flags", "runtime"):
+        value = getattr(given, key)
+        if key in needs.get(given.mode, ()):
+            if not value:
+                yield f"provisioning.{key}", value, f"is missing; mode: {given.mode} needs it"
+        elif value and (given.mode, key) not in {("source", "cmake_flags"), ("container", "runtime")}:
+            of = next((mode for mode, keys in needs.items() if key in keys), "source" if key == "cmake_flags" else "")
+            modes = "mode: external and binary" if key == "url" else f"mode: {of or 'container'}"
+            yield f"provisioning.{key}", value, f"is only for {modes}; this pool has mode: {given.mode}"
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

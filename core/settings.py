@@ -145,7 +145,8 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     id: Identifier
     #: name of an engine plugin
     engine: Identifier = "llamacpp"
-    #: ``haiku`` = the bundled model; else a GGUF file, a name of ``models``, or the name that an external engine serves
+    #: ``haiku`` = the bundled model; else a GGUF file, a reference (``hf:``, ``https:``, ``s3:`` …), a name of ``models``,
+    #: or the name that an external engine serves
     model: str = "haiku"
     #: more names under which clients may ask for it
     aliases: list[str] = field(default_factory=list)
@@ -173,6 +174,23 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     provisioning: ProvisioningSettings = field(default_factory=ProvisioningSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
+
+
+class ModelPoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pools that ``models`` implies: a model that no pool names gets one of its own, which is loaded when it is asked for."""
+
+    #: name of an engine plugin
+    engine: Identifier = "llamacpp"
+    #: as in ``pools[].devices``; "cpu" only by saying so
+    devices: str = "auto"
+    #: tokens per slot; 0 = the model's
+    ctx: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
+    #: tasks at once; 0 = as the engine says
+    slots: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: idle time after which it is unloaded; 0 = only when others need its memory
+    keep_alive_ms: Milliseconds = 0
+    #: how its engine comes to be
+    provisioning: ProvisioningSettings = field(default_factory=ProvisioningSettings)
 
 
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,6 +287,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     swap: SwapSettings = field(default_factory=SwapSettings)
     manager: ManagerSettings = field(default_factory=ManagerSettings)
     hosts: list[HostSettings] = field(default_factory=list)
-    #: more names for models, `{name: model}`; a model may be a file, which then has this name
+    #: more names for models, `{name: model}`; a model may be a file or a reference, which then has this name
     models: dict[str, str] = field(default_factory=dict)
+    model_pools: ModelPoolSettings = field(default_factory=ModelPoolSettings)
     pools: list[PoolSettings] = field(default_factory=lambda: [PoolSettings(id="haiku")])

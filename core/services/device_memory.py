@@ -12,6 +12,7 @@ from ..scheduling.swap_types import DeviceMemory
 from ..settings import PoolSettings, Settings
 
 _MIB: Final = 1024 * 1024
+_UNKNOWN: Final = 2**62
 #: stands in a mask for a GPU that is not there: nothing fits it
 NO_GPU: Final = "no-gpu"
 
@@ -41,8 +42,9 @@ def devices_of(head: Head, settings: Settings) -> tuple[DeviceMemory, ...]:
             )
             for gpu in _gpus(head, host)
         ]
-    if "local" not in head.gpus.by_host and swap.host_memory_mib:
-        out.append(DeviceMemory(device=CPU, total_bytes=swap.host_memory_mib * _MIB))
+    for host in sorted({pool.declared.host for pool in head.pools.by_id.values()} - set(head.gpus.by_host)):
+        # The host has not said yet what it has; it refuses by itself what its memory cannot hold.
+        out.append(DeviceMemory(device=CPU, host=host, total_bytes=swap.host_memory_mib * _MIB or _UNKNOWN))
     return tuple(out)
 
 

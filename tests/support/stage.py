@@ -74,6 +74,7 @@ class Stage:
         buffer_bytes: int = 262_144,
         window_s: float = 0.0,
         ctx: int = 4096,
+        launched: frozenset[str] = frozenset(),
     ) -> None:
         self.loop = StepLoop()
         self.clock = ManualClock(elapsed_s=self.loop.time)
@@ -86,6 +87,7 @@ class Stage:
         self.settings = settings or settings_for(self.slots)
         self.engines = {name: ScriptedEngine(slots=count, ctx=ctx) for name, count in self.slots.items()}
         self.ready_at_start = ready
+        self._launched = launched
         self._pending_bytes = pending_bytes
         self._buffer_bytes = buffer_bytes
         self._window_s = window_s
@@ -135,6 +137,7 @@ class Stage:
             policy=DefaultPolicy(),
             clock=self.clock,
             api_version="1",
+            launched=self._launched,
             new_id=self.ids,
             new_seed=lambda: next(self._seeds),
         )

@@ -1,0 +1,210 @@
+"""Models are loaded when tasks ask for them, where they fit, and make room for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llama_orch.core.events.gpu import GpuObserved, GpuRecord
+from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
+from llama_orch.core.settings import PoolSettings, Settings, SwapSettings
+
+from ...support.stage import Stage
+
+MIB = 1024 * 1024
+BIG, SMALL = "GPU-big", "GPU-small"
+
+
+def _settings(*models: str, devices: str = "auto", preload: bool = False, **swap: Any) -> Settings:
+    return Settings(
+        swap=SwapSettings(**swap),
+        pools=[PoolSettings(id=f"p-{m}", engine="mock", model=m, devices=devices, preload=preload) for m in models],
+    )
+
+
+class Rig(Stage):
+    """Two GPUs, and engines that are ready when a test says so."""
+
+    def __init__(self, settings: Settings) -> None:
+        names = {pool.id: 1 for pool in settings.pools}
+        self._n = 0
+        super().__init__(slots=names, settings=settings, ready=False, launched=frozenset({"mock"}))
+
+    def tell(self, *events: object, host: str = "local") -> None:
+        """The host tells."""
+        numbered = []
+        for event in events:
+            self._n += 1
+            numbered.append((self._n, event))
+        with self.loop.running():
+            self.services.pools.received(host, "boot", "one", numbered)
+        self.settle()
+
+    def gpus(self, **free_mib: int) -> None:
+        """The host has these GPUs, with so much free of 24 and 12 GiB."""
+        known = {BIG: 24_576, SMALL: 12_288}
+        self.tell(
+            GpuObserved(
+                host="local",
+                memory_total_mib=65_536,
+                memory_available_mib=60_000,
+                gpus=[
+                    GpuRecord(
+                        uuid=uuid, index=i, total_mib=total, used_mib=total - free_mib.get(uuid[4:], total), name=uuid
+                    )
+                    for i, (uuid, total) in enumerate(known.items())
+                ],
+            )
+        )
+
+    def size(self, model: str, mib: int) -> None:
+        """The model needs so much."""
+        self.tell(
+            PoolSized(pool_id=f"p-{model}", weights_bytes=mib * MIB, kv_bytes=0, compute_bytes=0, overhead_bytes=0)
+        )
+
+    def pool(self, model: str) -> Any:
+        """State of the model's pool."""
+        return self.journal.head.pools.by_id[f"p-{model}"]
+
+    def comes_up(self, model: str, generation: int = 1) -> None:
+        """The model's engine is ready."""
+        pool = self.pool(model)
+        self.tell(
+            PoolReady(
+                pool_id=f"p-{model}",
+                replica_id="r0",
+                generation=generation,
+                engine_version="1",
+                slots=1,
+                ctx=4096,
+                load_ms=1000,
+                devices=pool.devices,
+            )
+        )
+
+    def goes(self, model: str) -> None:
+        """The model's engine is seen gone."""
+        self.tell(PoolUnready(pool_id=f"p-{model}", cause="unloaded"))
+
+    def finish(self, task_id: str) -> None:
+        """The task's engine says all it has to say."""
+        attempt = self.attempt(task_id)
+        attempt.start()
+        attempt.end()
+        self.settle()
+
+    def events(self, kind: type) -> list[Any]:
+        """All committed events of a kind."""
+        return [record.payload for record in self.told if type(record.payload) is kind]
+
+
+@pytest.fixture(name="rig")
+def _rig() -> Iterator[Rig]:
+    rig = Rig(_settings("a", "b", "c"))
+    yield rig
+    rig.check()
+    rig.end()
+
+
+def test_nothing_is_loaded_until_a_task_asks_for_it(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    assert rig.events(PoolLoading) == []
+    rig.submit(model_ref="a")
+    (loading,) = rig.events(PoolLoading)
+    assert (loading.pool_id, len(loading.devices)) == ("p-a", 1)
+    assert loading.predicted_bytes == {loading.devices[0]: 4000 * MIB}
+
+
+def test_what_is_to_be_loaded_at_start_is_loaded_once_its_size_is_known() -> None:
+    rig = Rig(_settings("a", preload=True))
+    rig.gpus()
+    assert rig.events(PoolLoading) == []
+    rig.size("a", 4000)
+    assert [e.pool_id for e in rig.events(PoolLoading)] == ["p-a"]
+
+
+def test_a_model_that_only_the_larger_card_holds_goes_there(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 20_000)
+    rig.submit(model_ref="a")
+    assert rig.pool("a").devices == [BIG]
+
+
+def test_a_task_starts_once_its_model_is_there(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    task_id = rig.submit(model_ref="a").task_id
+    assert rig.journal.head.tasks.live[task_id].phase == "queued"
+    rig.comes_up("a")
+    assert rig.journal.head.tasks.live[task_id].phase != "queued"
+
+
+def test_an_idle_model_makes_room_and_holds_its_memory_until_it_is_seen_gone(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 20_000)
+    rig.size("b", 21_000)
+    first = rig.submit(model_ref="a")
+    rig.comes_up("a")
+    rig.finish(first.task_id)
+    rig.submit(model_ref="b")
+    rig.advance(400)
+    assert [(e.pool_id, e.cause, e.for_group) for e in rig.events(PoolUnloading)] == [("p-a", "swap", "b")]
+    assert [e.pool_id for e in rig.events(PoolLoading)] == ["p-a"]
+    rig.goes("a")
+    rig.gpus()
+    assert [e.pool_id for e in rig.events(PoolLoading)] == ["p-a", "p-b"]
+    assert rig.pool("a").reserved_bytes == {}
+
+
+def test_a_busy_model_is_drained_and_its_task_ends(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 20_000)
+    rig.size("b", 21_000)
+    running = rig.submit(model_ref="a")
+    rig.comes_up("a")
+    rig.submit(model_ref="b")
+    rig.advance(400)
+    assert rig.pool("a").draining
+    assert rig.events(PoolUnloading) == []
+    rig.finish(running.task_id)
+    assert [e.pool_id for e in rig.events(PoolUnloading)] == ["p-a"]
+
+
+def test_facts_that_are_told_twice_are_folded_once(rig: Rig) -> None:
+    event = PoolUnready(pool_id="p-a", cause="engine-exited", detail="1")
+    with rig.loop.running():
+        for _ in range(2):
+            rig.services.pools.received("local", "boot", "two", [(1, event)])
+    rig.settle()
+    assert rig.events(PoolUnready).count(event) == 1
+    assert rig.journal.head.outboxes.last("local", "two") == 1
+
+
+def test_an_engine_that_comes_up_after_it_was_decided_to_unload_it_takes_no_tasks(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    task_id = rig.submit(model_ref="a").task_id
+    with rig.loop.running():
+        rig.journal.append([PoolUnloading(pool_id="p-a", cause="drain")], actor="test", correlation="")
+    rig.comes_up("a")
+    assert rig.journal.head.tasks.live[task_id].phase == "queued"
+
+
+def test_a_model_that_is_not_used_for_its_keep_alive_goes() -> None:
+    settings = Settings(
+        pools=[PoolSettings(id="p-a", engine="mock", model="a", devices="auto", preload=False, keep_alive_ms=60_000)]
+    )
+    rig = Rig(settings)
+    rig.gpus()
+    rig.size("a", 4000)
+    task = rig.submit(model_ref="a")
+    rig.comes_up("a")
+    rig.finish(task.task_id)
+    rig.advance(59)
+    assert rig.events(PoolUnloading) == []
+    rig.advance(2)
+    assert [(e.pool_id, e.cause) for e in rig.events(PoolUnloading)] == [("p-a", "idle")]
