@@ -1,0 +1,93 @@
+"""What each host shall run, as it follows from the journal's head and the configuration. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from ..core.projections.pools import PoolState
+from ..core.settings import PoolSettings, Settings
+from .desired import DesiredPool, Handover
+
+#: wire names of the events after which something else may be wanted
+MOVING = frozenset(
+    {
+        "pool.declared",
+        "pool.retired",
+        "pool.loading",
+        "pool.unloading",
+        "pool.reloading",
+        "pool.reloaded",
+        "pool.reload_failed",
+    }
+)
+
+
+def wanted_pools(
+    pools: Mapping[str, PoolState], settings: Settings, launched: Collection[str]
+) -> dict[str, list[DesiredPool]]:
+    """The pools of each host, by their ids.
+
+    Args:
+        pools: as the journal's head has them.
+        settings: the configuration in force.
+        launched: engines that are started as processes; pools of others are always wanted.
+    """
+    found: dict[str, list[DesiredPool]] = {}
+    for configured in sorted(settings.pools, key=lambda pool: pool.id):
+        state = pools.get(configured.id)
+        if state is not None:
+            found.setdefault(configured.host, []).append(_wanted(configured, state, settings, launched))
+    return found
+
+
+def is_launched(pool: PoolSettings, launched: Collection[str]) -> bool:
+    """Whether its engine is a process that is started for it."""
+    return pool.provisioning.mode != "external" and pool.engine in launched
+
+
+def client_config(pool: PoolSettings, url: str, launched: Collection[str]) -> dict[str, Any]:
+    """What an engine's factory gets to make a client for a pool's engine."""
+    config: dict[str, Any] = {
+        **pool.provisioning.options,
+        "model": pool.model,
+        "alias": pool.model,
+        "slots": pool.slots,
+        "ctx": pool.ctx,
+        "device": pool.devices,
+        "options": pool.provisioning.options,
+        "launched": is_launched(pool, launched),
+    }
+    if url:
+        config["url"] = url
+    return config
+
+
+def _wanted(configured: PoolSettings, state: PoolState, settings: Settings, launched: Collection[str]) -> DesiredPool:
+    declared = state.declared
+    now = msgspec.structs.replace(configured, model=declared.model_ref)
+    following, handover = None, ""
+    if state.reloading_to:
+        following = msgspec.structs.replace(configured, model=state.reloading_to)
+        handover = state.handover
+    managed = is_launched(configured, launched)
+    return DesiredPool(
+        settings=now,
+        model=declared.source or settings.models.get(declared.model_ref, declared.model_ref),
+        wanted=state.wanted if managed else True,
+        devices=list(state.devices) or ["cpu"],
+        generation_floor=state.observed.generation if state.observed is not None else 0,
+        next=following,
+        next_model=state.reload_source or settings.models.get(state.reloading_to, state.reloading_to),
+        handover=_handover(handover),
+    )
+
+
+def _handover(told: str) -> Handover:
+    match told:
+        case "new-first" | "stop-first":
+            return told
+        case _:
+            return ""
