@@ -7,7 +7,7 @@ The decisions are orchestratord's; a host's pool-managerd hears all of them at e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -40,31 +40,18 @@ class DesiredPool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     handover: Handover = ""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to a pool."""
-
-    #: an event of ``core/events/pool.py``, ``gpu.py`` or ``model.py``
-    event: object
-    #: with ``pool.ready``: where the engine answers; "" = inside whoever asks
-    url: str = ""
-    #: with ``pool.ready``: what the engine says of itself
-    properties: EngineProperties | None = None
-
-
-def pool_of(told: Told) -> str:
-    """The pool that something happened to; "" = none."""
-    return str(getattr(told.event, "pool_id", ""))
-
-
 class PoolSink(Protocol):
-    """Who hears what happens to pools. Both are called on the event loop and return at once."""
+    """Who hears what happens to pools; all on the event loop, and they return at once."""
 
-    def tell(self, *told: Told) -> None:
-        """It happened: it goes to the journal, once; what is told in one turn of the loop goes in one batch."""
+    def fact(self, event: Any, properties: EngineProperties | None = None) -> None:
+        """It happened: an event for the journal, once; ``properties`` of the engine beside a ``pool.ready``.
+
+        What is told without the event loop running on in between goes to the journal in one batch.
+        """
         ...
 
     def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
-        """So far it is; nobody may be listening."""
+        """So far it is, ``total`` 0 = not known; nobody may be listening."""
         ...
 
 
@@ -82,8 +69,8 @@ class Pools(Protocol):
         """
         ...
 
-    def states(self) -> list[Told]:
-        """Every pool as it stands now: ready with URL and properties, or unready with its cause."""
+    def states(self) -> list[tuple[Any, EngineProperties | None]]:
+        """Every pool as it stands now: its ``pool.ready`` with properties, or its ``pool.unready``."""
         ...
 
     async def stop(self, *, kill_engines: bool) -> None:

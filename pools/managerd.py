@@ -12,13 +12,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from ..core.ports import EngineProperties
 from ..core.registry import encode_payload, type_of
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
-from .desired import Pools, PoolSink, Told, pool_of
+from .desired import Pools, PoolSink
 from .fence import Fence
 from .logs import BoundedLog, last_lines
 from .outbox import Entry, Outbox, kind_of
@@ -185,24 +186,22 @@ class Managerd:
 
     # --- what pools tell ---------------------------------------------------------------------------------------------
 
-    def tell(self, *told: Told) -> None:
-        desired = self._desired
-        for one in told:
-            declared = type_of(one.event)
-            fact = Fact(
-                incarnation="",
-                n=0,
-                boot_id="",
-                epoch=desired.epoch if desired else self._fence.held.epoch,
-                revision=desired.revision if desired else 0,
-                name=declared.name,
-                version=declared.version,
-                payload=msgspec.Raw(encode_payload(one.event)),
-                properties=one.properties,
-            )
-            if not self._told:
-                asyncio.get_running_loop().call_soon(self._batch)
-            self._told.append((kind_of(fact), fact))
+    def fact(self, event: Any, properties: EngineProperties | None = None) -> None:
+        declared, desired = type_of(event), self._desired
+        fact = Fact(
+            incarnation="",
+            n=0,
+            boot_id="",
+            epoch=desired.epoch if desired else self._fence.held.epoch,
+            revision=desired.revision if desired else 0,
+            name=declared.name,
+            version=declared.version,
+            payload=msgspec.Raw(encode_payload(event)),
+            properties=properties,
+        )
+        if not self._told:
+            asyncio.get_running_loop().call_soon(self._batch)
+        self._told.append((kind_of(fact), fact))
 
     def _batch(self) -> None:
         """What was told in one turn of the loop belongs together."""
@@ -388,14 +387,14 @@ class Managerd:
             self._pools = self._make_pools(self)
         await self._pools.apply(desired.pools, epoch=desired.epoch, manager=desired.manager)
         changed = {pool.settings.id for pool in desired.pools if before.get(pool.settings.id) != pool}
-        for told in self._pools.states():
+        for event, properties in self._pools.states():
             # A change may have crossed what was told before it: what is told now names this revision.
-            if tell_all or pool_of(told) in changed:
-                self.tell(told)
+            if tell_all or event.pool_id in changed:
+                self.fact(event, properties)
 
     async def _tunnel(self, lines: Lines, hello: Tunnel) -> Refused | None:
         states = self._pools.states() if self._pools is not None else []
-        url = next((told.url for told in states if pool_of(told) == hello.pool_id and told.url), "")
+        url = next((getattr(event, "url", "") for event, _ in states if event.pool_id == hello.pool_id), "")
         if not url or hello.epoch != self._fence.held.epoch:
             return Refused(code="UNKNOWN", message=f"no engine of a pool {hello.pool_id!r} is ready here")
         self._tunnels.add(lines)
