@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..core.devices import HostSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,55 +37,29 @@ class Machine:
     gpu_note: str = ""
 
 
-def detect(nvml: Any = None) -> Machine:
-    """Look at the processors that this process may use, and ask NVML for GPUs; never raises.
+def detect(look: Callable[[], HostSample] | None = None) -> Machine:
+    """Look at the processors that this process may use, and ask the driver for GPUs; never raises.
 
-    :param nvml: a module like ``pynvml``; ``None`` = the installed one, if any.
+    :param look: takes one sample of this machine; ``None`` = through NVML, as the server does.
     """
+    from ..core.devices import words
+
+    if look is None:
+        from ..pools.telemetry.sampler import look_once
+
+        look = look_once
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if nvml is None:
-        if importlib.util.find_spec("pynvml") is None:
-            seen = " although the driver is loaded" if nvidia_device_files() else ""
-            return Machine(cpus, (), f"not looked for{seen}: the package nvidia-ml-py is not installed")
-        nvml = importlib.import_module("pynvml")
-    gpus, note = _gpus(nvml)
-    return Machine(cpus, gpus, note)
+    sample = look()
+    usable = tuple(Gpu(gpu.index, gpu.name, gpu.uuid, gpu.total_bytes or 0) for gpu in sample.gpus if not gpu.trouble)
+    notes = [f"GPU {gpu.index}: {words(gpu.trouble, gpu.detail)}" for gpu in sample.gpus if gpu.trouble]
+    if sample.trouble:
+        seen = (
+            ", although the driver is loaded" if sample.trouble == "package-missing" and nvidia_device_files() else ""
+        )
+        notes = [words(sample.trouble, "" if sample.trouble == "package-missing" else sample.detail) + seen]
+    return Machine(cpus, usable, "; ".join(notes) or ("" if usable else "the driver sees none"))
 
 
 def nvidia_device_files() -> bool:
     """Whether the kernel shows NVIDIA devices, asked without NVML."""
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
-
-
-def _gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that answer, and why there are none or not all."""
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return (), f"NVML says: {error}"
-    try:
-        found: list[Gpu] = []
-        note = ""
-        for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                found.append(
-                    Gpu(
-                        index=index,
-                        name=_text(nvml.nvmlDeviceGetName(handle)),
-                        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-                        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    )
-                )
-            except nvml.NVMLError as error:
-                note = f"GPU {index}: NVML says: {error}"
-        return tuple(found), note or ("" if found else "NVML sees none")
-    except nvml.NVMLError as error:
-        return (), f"NVML says: {error}"
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    """Older bindings answer bytes."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

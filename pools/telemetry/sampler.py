@@ -13,7 +13,7 @@ from .nvml import DriverReading, Nvml
 
 _log = logging.getLogger("llama_orch.pools.telemetry")
 #: a driver that says nothing for so long, and for so many periods, hangs
-_NO_ANSWER_S, _NO_ANSWER_PERIODS = 5.0, 3
+_PATIENCE_S, _PATIENCE_PERIODS = 5.0, 3
 #: loading and opening it takes long where nothing keeps it awake and GPUs are many
 OPENING_S = 20.0
 _OPENING = frozenset({"", "nvmlInit", "nvmlShutdown"})
@@ -26,6 +26,7 @@ class Sampler:
     :param host: name that samples bear.
     :param period_s: seconds between two looks; may be changed while it runs.
     :param nvml: asks the driver; used on the sampler's thread alone.
+    :param patience_s: silence after which the driver hangs, once it is open.
     :param memory: reads the host's memory.
     :param monotonic: seconds; the clock that ``nvml`` has too.
     """
@@ -35,12 +36,14 @@ class Sampler:
         host: str,
         *,
         period_s: float = 1.0,
+        patience_s: float = _PATIENCE_S,
         nvml: Nvml | None = None,
         memory: Callable[[], MemoryReading | None] = read_memory,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.host = host
         self.period_s = period_s
+        self._patience_s = patience_s
         self._nvml = nvml if nvml is not None else Nvml(monotonic=monotonic)
         self._memory = memory
         self._monotonic = monotonic
@@ -64,9 +67,9 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(_JOIN_S)
 
-    def wait_first(self, timeout_s: float) -> bool:
-        """Wait until the driver answered for the first time, whatever it said; whether it did."""
-        return self._first.wait(timeout_s)
+    def wait_first(self, timeout_s: float = OPENING_S) -> None:
+        """Wait until the driver answered for the first time, whatever it said; not longer than a driver needs to open."""
+        self._first.wait(timeout_s)
 
     def sample(self) -> HostSample:
         """The latest sample, with its age; never waits for the driver, and may be called from any thread."""
@@ -76,8 +79,8 @@ class Sampler:
         if reading is not None:
             trouble, detail = reading.trouble, reading.detail
         calling = self._nvml.calling
-        patience_s = OPENING_S if calling in _OPENING else _NO_ANSWER_S
-        if silent_s > max(patience_s, _NO_ANSWER_PERIODS * self.period_s):
+        patience_s = OPENING_S if calling in _OPENING else self._patience_s
+        if silent_s > max(patience_s, _PATIENCE_PERIODS * self.period_s):
             trouble = "no-answer"
             detail = f"{calling or 'loading its library'} has not returned for {silent_s:.0f} s"
         elif reading is None:
@@ -106,3 +109,14 @@ class Sampler:
             if self._stop.wait(self.period_s):
                 break
         self._nvml.close()
+
+
+def look_once(host: str = "local") -> HostSample:
+    """One sample, for a command that wants no more; a driver that hangs is said to."""
+    sampler = Sampler(host)
+    sampler.start()
+    sampler.wait_first()
+    try:
+        return sampler.sample()
+    finally:
+        sampler.stop()

@@ -11,11 +11,18 @@ changes while the program under test runs.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
+
+from llama_orch.core.devices import HostSample
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 Kind = Literal["full", "old", "bare"]
@@ -118,3 +125,34 @@ class FakeDriver:
         part = self._file.with_suffix(".part")
         part.write_text("\n".join([*(gpu.line() for gpu in gpus), *lines, ""]), "utf-8")
         part.replace(self._file)
+
+
+class Looking:
+    """A process that looks at a driver's GPUs all the time."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("look.py"))],
+            env=os.environ | env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def until(self, condition: Callable[[HostSample], bool], what: str) -> HostSample:
+        """The first sample from now on of which the condition holds."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + 30
+        sample = None
+        while time.monotonic() < deadline:
+            line = self._process.stdout.readline()
+            assert line, f"it ended before {what}; last seen: {sample}"
+            sample = msgspec.json.decode(line, type=HostSample)
+            if condition(sample):
+                return sample
+        raise AssertionError(f"never came: {what}; last seen: {sample}")
+
+    def end(self) -> int:
+        """End it in order; its exit status."""
+        if self._process.returncode is None:
+            self._process.communicate(timeout=20)
+        return int(self._process.returncode)
