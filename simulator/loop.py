@@ -56,16 +56,6 @@ class StepLoop(asyncio.SelectorEventLoop):
                 if not future.cancelled():
                     future.set_result(result)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """What is called in here believes that it is called on this loop, as it would be."""
-        before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
-        try:
-            yield
-        finally:
-            asyncio._set_running_loop(before)
-
     def turn(self) -> None:
         """One turn: everything that is ready now, but nothing that follows from it."""
         self.call_soon(self.stop)
@@ -96,7 +86,7 @@ class StepLoop(asyncio.SelectorEventLoop):
         """When the next timer is due; cancelled ones are dropped from the front of the loop's heap on the way."""
         heap = self._scheduled  # type: ignore[attr-defined]
         while heap and heap[0].cancelled():
-            self._timer_cancelled_count -= 1
+            self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
             heapq.heappop(heap)._scheduled = False
         return heap[0].when() if heap else None
 
@@ -124,6 +114,9 @@ class StepLoop(asyncio.SelectorEventLoop):
             yield
         finally:
             asyncio._set_running_loop(before)
+
+    #: under another name: what is called in here believes that it is called on this loop
+    running = inside
 
     def timers(self) -> list[asyncio.TimerHandle]:
         """Timers that were not cancelled."""
