@@ -16,7 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from ..core.events.pool import PoolReady
 from ..core.ports import EngineProperties
+from ..core.projections.pools import UNLOADED
 from ..core.registry import encode_payload, type_of
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
 from .desired import Pools, PoolSink
@@ -383,13 +385,20 @@ class Managerd:
             return
         before = {pool.settings.id: pool for pool in self._desired.pools} if self._desired is not None else {}
         self._desired = desired
-        if self._pools is None:
-            self._pools = self._make_pools(self)
-        await self._pools.apply(desired.pools, epoch=desired.epoch, manager=desired.manager)
+        known = self._pools is not None
+        pools = self._pools or self._make_pools(self)
+        self._pools = pools
+        await pools.apply(desired.pools, epoch=desired.epoch, manager=desired.manager)
+        wanted = {pool.settings.id for pool in desired.pools if pool.wanted}
         changed = {pool.settings.id for pool in desired.pools if before.get(pool.settings.id) != pool}
-        for event, properties in self._pools.states():
-            # A change may have crossed what was told before it: what is told now names this revision.
-            if tell_all or event.pool_id in changed:
+        for event, properties in pools.states():
+            if isinstance(event, PoolReady):
+                # A change may have crossed what was told before it: what is told now names this revision.
+                tells = tell_all or event.pool_id in changed
+            else:
+                # What is new here tells by itself how it is, once it knows.
+                tells = tell_all and known and not (event.cause == UNLOADED and event.pool_id in wanted)
+            if tells:
                 self.fact(event, properties)
 
     async def _tunnel(self, lines: Lines, hello: Tunnel) -> Refused | None:

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -134,8 +135,8 @@ class Starter:
         if self._told < 0:
             return
         loop, told, self._told = asyncio.get_running_loop(), self._told, -1
-        readable = loop.create_future()
-        loop.add_reader(told, lambda: readable.done() or readable.set_result(None))
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(told, _note, readable)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await readable
@@ -149,6 +150,13 @@ class Starter:
         if not said:
             words = " / ".join(last_lines(self._directory / LOG_NAME, 3))
             raise ManagerdStartError(words or "it ended without a word")
+
+    def end_hung(self) -> None:
+        """End one that listens and does not answer; it holds the lock, so its process id is nobody else's."""
+        pid = running(self._directory)
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
     def reap(self) -> None:
         """Take note of a child that ended, so that nothing of it remains."""
@@ -178,3 +186,8 @@ class Starter:
         except OSError:
             return False
         return True
+
+
+def _note(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)

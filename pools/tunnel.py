@@ -64,13 +64,11 @@ class Forwarder:
     """A port on loopback that stands for one engine of another host.
 
     Args:
-        dial: opens a connection to the host.
-        hello: makes the first line of each.
+        dial: opens a connection to the host; it is said with what it has to begin.
     """
 
-    def __init__(self, dial: Callable[[], Awaitable[Lines]], hello: Callable[[], Tunnel]) -> None:
+    def __init__(self, dial: Callable[[], Awaitable[tuple[Lines, Tunnel]]]) -> None:
         self._dial = dial
-        self._hello = hello
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -93,8 +91,8 @@ class Forwarder:
         self._connections.add(task)
         try:
             async with asyncio.timeout(_OPEN_S):
-                far = await self._dial()
-                far.send(self._hello())
+                far, hello = await self._dial()
+                far.send(hello)
                 answer = from_manager(await far.line())
             if isinstance(answer, Open):
                 await _both(far.reader, far.writer, reader, writer)

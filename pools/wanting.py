@@ -10,6 +10,8 @@ import msgspec
 from ..core.projections.pools import PoolState
 from ..core.settings import PoolSettings, Settings
 from .desired import DesiredPool, Handover
+from .outfitting import config_of, is_launched
+from .preparing import order_of
 
 #: wire names of the events after which something else may be wanted
 MOVING = frozenset(
@@ -43,26 +45,11 @@ def wanted_pools(
     return found
 
 
-def is_launched(pool: PoolSettings, launched: Collection[str]) -> bool:
-    """Whether its engine is a process that is started for it."""
-    return pool.provisioning.mode != "external" and pool.engine in launched
-
-
-def client_config(pool: PoolSettings, url: str, launched: Collection[str]) -> dict[str, Any]:
+def client_config(desired: DesiredPool, url: str, launched: Collection[str]) -> dict[str, Any]:
     """What an engine's factory gets to make a client for a pool's engine."""
-    config: dict[str, Any] = {
-        **pool.provisioning.options,
-        "model": pool.model,
-        "alias": pool.model,
-        "slots": pool.slots,
-        "ctx": pool.ctx,
-        "device": pool.devices,
-        "options": pool.provisioning.options,
-        "launched": is_launched(pool, launched),
-    }
-    if url:
-        config["url"] = url
-    return config
+    order = order_of(desired.settings, desired.model, desired.devices)
+    config = config_of(order, launched=is_launched(order, launched))
+    return {**config, "url": url} if url else config
 
 
 def _wanted(configured: PoolSettings, state: PoolState, settings: Settings, launched: Collection[str]) -> DesiredPool:
@@ -72,7 +59,7 @@ def _wanted(configured: PoolSettings, state: PoolState, settings: Settings, laun
     if state.reloading_to:
         following = msgspec.structs.replace(configured, model=state.reloading_to)
         handover = state.handover
-    managed = is_launched(configured, launched)
+    managed = configured.provisioning.mode != "external" and configured.engine in launched
     return DesiredPool(
         settings=now,
         model=declared.source or settings.models.get(declared.model_ref, declared.model_ref),
