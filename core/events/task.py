@@ -88,6 +88,10 @@ class TaskAdmitted:
     predicted_start_ms: int = 0
     predicted_start_ms_p10: int = 0
     predicted_start_ms_p90: int = 0
+    #: how busy its group was: predictions are corrected and scored by it
+    load_band: str = ""
+    #: 10, 50 and 90 % of the predicted start before that correction
+    modelled_start_ms: list[int] = []
 
 
 @event("task.rejected", stream="rejections", key="")

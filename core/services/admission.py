@@ -33,7 +33,7 @@ from .bodies import Bodies, body_of, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
-from .estimates import StartEstimate, estimate_start
+from .estimates import Estimator, StartEstimate
 from .placement import placement_record, unmet_wish
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
@@ -71,8 +71,10 @@ class AdmissionService:
         settings: Settings,
         new_id: Callable[[], str],
         new_seed: Callable[[], int],
+        estimator: Estimator | None = None,
     ) -> None:
         self._journal = journal
+        self._estimator = estimator or Estimator()
         self._dispatcher = dispatcher
         self._bodies = bodies
         self._engines = engines
@@ -149,7 +151,9 @@ class AdmissionService:
     def _attachment(self, task_id: str) -> Admission:
         position = max(0, self._journal.head.queue.position(task_id))
         state = self._journal.task(task_id)
-        estimate = self._estimate(state.admitted.group, position) if state else StartEstimate(0, 0, 0)
+        estimate = (
+            self._estimate(state.admitted.group, position, state.admitted.priority) if state else StartEstimate(0, 0, 0)
+        )
         return Admission(
             task_id, position, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, True, self._journal.head.next_seq
         )
@@ -200,7 +204,7 @@ class AdmissionService:
         lane = len(queue.interactive) if queue else 0
         ahead = lane if request.priority == "interactive" or queue is None else len(queue)
         dropped = self._make_room(group, pools)
-        estimate = self._estimate(group, ahead)
+        estimate = self._estimate(group, ahead, request.priority)
         deadline_ns = now + request.deadline_ms * 1_000_000 if request.deadline_ms else 0
         if request.deadline_ms and estimate.p10_ms > request.deadline_ms:
             msg = f"the task would start in about {estimate.start_ms} ms, after its deadline"
@@ -243,6 +247,8 @@ class AdmissionService:
             predicted_start_ms=estimate.start_ms,
             predicted_start_ms_p10=estimate.p10_ms,
             predicted_start_ms_p90=estimate.p90_ms,
+            load_band=estimate.band,
+            modelled_start_ms=list(estimate.model_ms),
         )
         self._journal.append([*dropped, *before, event], actor=caller.identity, correlation=correlation, bodies=rows)
         self._dispatcher.pump(group)
@@ -250,10 +256,8 @@ class AdmissionService:
             task_id, ahead, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, False, self._journal.head.next_seq
         )
 
-    def _estimate(self, group: str, ahead: int) -> StartEstimate:
-        head = self._journal.head
-        pools = head.pools.serving(group)
-        return estimate_start(pools, {p.declared.pool_id: head.leases.count(p.declared.pool_id) for p in pools}, ahead)
+    def _estimate(self, group: str, ahead: int, priority: str) -> StartEstimate:
+        return self._estimator.start(self._journal.head, group, ahead, self._journal.now_ns(), priority=priority)
 
     def _group(self, model_ref: str) -> str:
         pools = self._journal.head.pools
@@ -399,7 +403,7 @@ class AdmissionService:
         if depth < capacity or self._dispatcher.slot_is_free(group, depth):
             return []
         policy = "drop-lru" if any(p.declared.full_policy == "drop-lru" for p in pools) else "reject"
-        wait_ms = max(100, min(60_000, self._estimate(group, 0).start_ms))
+        wait_ms = max(100, min(60_000, self._estimate(group, 0, "interactive").start_ms))
         if policy == "drop-lru" and queue is not None:
             oldest = queue.batch.first()
             if oldest is not None:

@@ -1,41 +1,295 @@
-"""When a task may start: a pure estimate from live state (a first model; its errors are journaled)."""
+"""When tasks will start and whether in time: live state in, predictions out (ADM-5).
+
+The model is :mod:`llama_orch.core.scheduling.prediction`; what it reads was learnt by
+:class:`~llama_orch.core.projections.estimates.Estimates`, and what it says is corrected by how it did before
+(:class:`~llama_orch.core.projections.calibration.Calibration`). Nothing here keeps state that matters: what is
+remembered is derived from head and thrown away when that changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
+from ..lengths import LengthCurve, edge_of, shifted_prior
+from ..projections.calibration import Calibration
+from ..projections.estimates import Counts, Estimates, Lane, PoolRates
+from ..projections.head import Head
 from ..projections.pools import PoolState
+from ..projections.queue import BATCH, INTERACTIVE
+from ..projections.tasks import TaskState
+from ..scheduling.prediction import PoolLoad, Running, Situation, ends_within, start_us
 
-#: until a pool has ended its first tasks
-_DEFAULT_TOKENS = 128
-_DEFAULT_MTOK_S = 20_000
+#: until something was measured: a token of one stream, taking a task over, loading a model
+_TOKEN_US: Final = 50_000
+_ACCEPT_US: Final = 5_000
+_LOAD_MS: Final = 5_000
+#: 80 % of outcomes lie within so many mean absolute deviations of the mean, were they normal
+_OFFS: Final = 1.6
+#: a slot whose task has ended, and that was not seen free yet
+_FREEING_US: Final = 20_000.0
+_LATELY_NS: Final = 60_000_000_000
+_CURVES: Final = 1024
 
 
 class StartEstimate(msgspec.Struct, frozen=True):
-    """Milliseconds from now until the start: median and 80 % interval."""
+    """Milliseconds from now until the start: median and 80 % interval; the band it was corrected by, and from what."""
 
     start_ms: int
     p10_ms: int
     p90_ms: int
+    band: str = ""
+    #: 10, 50 and 90 % as the model had them
+    model_ms: tuple[int, ...] = ()
 
 
-def estimate_start(pools: Sequence[PoolState], leases: dict[str, int], ahead: int) -> StartEstimate:
-    """Estimate for a task with ``ahead`` tasks before it in a group served by ``pools``.
+class Estimator:
+    """Predicts starts and ends from head."""
 
-    A slot frees every (tokens per task / rate) seconds; pools that are not ready count as one that is, since the
-    queue waits for them.
-    """
-    free = sum(max(0, p.slots - leases.get(p.declared.pool_id, 0)) for p in pools if p.ready and not p.draining)
-    if ahead < free:
-        return StartEstimate(0, 0, 0)
-    # tasks per 10^6 seconds that all slots finish together
-    throughput = 0
-    for pool in pools:
-        slots = pool.slots or pool.declared.slots or 1
-        task_us = (pool.output_mtok or _DEFAULT_TOKENS * 1000) * 1_000_000 // (pool.decode_mtok_s or _DEFAULT_MTOK_S)
-        throughput += slots * 1_000_000_000_000 // max(1, task_us + pool.first_token_us)
-    waiting = ahead - free + 1
-    start_ms = waiting * 1_000_000_000 // max(1, throughput)
-    return StartEstimate(start_ms, start_ms * 6 // 10, start_ms * 16 // 10)
+    def __init__(self) -> None:
+        self._curves: dict[tuple[str, str, int], tuple[tuple[int, ...], LengthCurve]] = {}
+
+    def start(
+        self,
+        head: Head,
+        group: str,
+        ahead: int,
+        now_ns: int,
+        *,
+        priority: str = INTERACTIVE,
+        pools: Sequence[PoolState] | None = None,
+    ) -> StartEstimate:
+        """When a task starts that has ``ahead`` tasks before it.
+
+        Args:
+            head: the state as it is now.
+            group: its serving group.
+            ahead: queued tasks that come before it.
+            now_ns: Unix ns.
+            priority: its priority; whoever has more of it will overtake it.
+            pools: those of the group's pools that may take it; ``None`` = all.
+        """
+        serving = head.pools.serving(group) if pools is None else pools
+        situation, band = self._situation(head, group, serving, ahead, now_ns, priority)
+        model = [round(us / 1000) for us in start_us(situation)]
+        low, middle, high = head.of(Calibration).corrected(group, band, model)
+        middle = max(low, middle)
+        return StartEstimate(middle, low, max(middle, high), band, tuple(model))
+
+    def on_time_permille(self, head: Head, state: TaskState, now_ns: int) -> int | None:
+        """Chance that a live task ends by its deadline, thousandths; ``None``: it has none."""
+        admitted = state.admitted
+        if not admitted.deadline_ns:
+            return None
+        left_us = (admitted.deadline_ns - now_ns) / 1000
+        if left_us <= 0:
+            return 0
+        rates = head.of(Estimates)
+        curve = self.curve(rates, admitted.owner, admitted.group, admitted.expected_tokens.bit_length())
+        position = head.queue.position(state.task_id)
+        if position < 0:
+            pool = rates.pools.get(state.pool_id)
+            slots = max(1, head.leases.count(state.pool_id))
+            running = self._running(rates, pool, state, now_ns)
+            more = (left_us - running.delay_us) / token_us(pool, slots)
+            return round(1000 * curve.ends_within(more, after=state.tokens_out, cap=admitted.max_tokens))
+        estimate = self.start(head, admitted.group, position, now_ns, priority=admitted.priority)
+        return self.chance_permille(
+            head,
+            admitted.group,
+            admitted.owner,
+            estimate,
+            left_us,
+            admitted.max_tokens,
+            admitted.prompt_tokens,
+            admitted.expected_tokens,
+        )
+
+    def chance_permille(
+        self,
+        head: Head,
+        group: str,
+        owner: str,
+        estimate: StartEstimate,
+        left_us: float,
+        max_tokens: int,
+        prompt_tokens: int,
+        expected_tokens: int,
+    ) -> int:
+        """Chance that a task with this predicted start ends within ``left_us``, thousandths."""
+        rates = head.of(Estimates)
+        curve = self.curve(rates, owner, group, expected_tokens.bit_length())
+        found = [
+            (token_us(rates.pools.get(p.declared.pool_id), p.slots), rates.pools.get(p.declared.pool_id))
+            for p in head.pools.serving(group)
+        ]
+        best_us, pool = min(found, key=lambda one: one[0], default=(float(_TOKEN_US), None))
+        starts = [1000.0 * ms for ms in (estimate.p10_ms, estimate.start_ms, estimate.p90_ms)]
+        return round(1000 * ends_within(starts, best_us, prompt_us(pool, prompt_tokens), curve, max_tokens, left_us))
+
+    # --- what the model reads --------------------------------------------------------------------------------
+
+    def _situation(
+        self, head: Head, group: str, serving: Sequence[PoolState], ahead: int, now_ns: int, priority: str
+    ) -> tuple[Situation, str]:
+        rates = head.of(Estimates)
+        lanes = [lane for p in (INTERACTIVE, BATCH) if (lane := rates.lanes.get((group, p))) is not None]
+        own = rates.lanes.get((group, priority))
+        before = lanes if priority == BATCH else ([own] if own is not None else [])
+        mean, square, seen, prompt = self._work(rates, group, before)
+        ready = [p for p in serving if p.ready and not p.draining]
+        coming = [p for p in serving if not p.ready and p.cause in ("starting", "loading")]
+        chosen = [*ready, *coming] or list(serving)
+        loads, accept_us, accept_off = [], [], []
+        free = slots = 0
+        for pool in chosen:
+            name = pool.declared.pool_id
+            measured = rates.pools.get(name)
+            most = pool.slots or pool.declared.slots or 1
+            load = PoolLoad(
+                free=0,
+                running=[],
+                token_us=token_us(measured, most),
+                overhead_us=prompt_us(measured, prompt),
+            )
+            if not pool.ready:
+                load.opens_us, load.opens_off_us = opens_us(measured, now_ns)
+            elif pool.suspect_until_ns > now_ns:
+                load.opens_us = (pool.suspect_until_ns - now_ns) / 1000
+            for lease_id in head.leases.slots.get(name, {}).values():
+                state = head.tasks.live.get(head.leases.by_id[lease_id].task_id)
+                load.running.append(self._running(rates, measured, state, now_ns))
+            load.free = max(0, most - len(load.running))
+            if pool in ready:
+                free += load.free if not load.opens_us else 0
+                slots += most
+            loads.append(load)
+            if measured is not None and measured.accept_us.seen:
+                accept_us.append(measured.accept_us.mean)
+                accept_off.append(measured.accept_us.off)
+        situation = Situation(
+            pools=loads,
+            ahead=ahead,
+            mean_tokens=mean,
+            square_tokens=square,
+            seen=seen,
+            accept_us=sum(accept_us) / len(accept_us) if accept_us else _ACCEPT_US,
+            accept_off_us=_OFFS * sum(accept_off) / len(accept_off) if accept_off else _ACCEPT_US,
+            leaving=leaving_per_us(before),
+        )
+        if priority == BATCH and own is not None and own.turn_ms.seen and _others_came(rates, group, now_ns):
+            situation.turn_us, situation.turn_off_us = own.turn_ms.mean * 1000.0, 1250.0 * own.turn_ms.off
+            situation.lane_ahead = min(ahead, own.tasks)
+        return situation, _band(free, slots, ahead, priority)
+
+    def _running(self, rates: Estimates, pool: PoolRates | None, state: TaskState | None, now_ns: int) -> Running:
+        if state is None:
+            # Ended, but its slot was not seen free yet.
+            return Running(curve=self.curve(rates, "", "", 0), tokens=0, cap=1, delay_us=_FREEING_US)
+        admitted = state.admitted
+        curve = self.curve(rates, admitted.owner, admitted.group, admitted.expected_tokens.bit_length())
+        delay_us = 0.0
+        if not state.tokens_out:
+            delay_us = max(0.0, prompt_us(pool, admitted.prompt_tokens) - (now_ns - state.placed_ns) / 1000)
+        return Running(curve=curve, tokens=state.tokens_out, cap=admitted.max_tokens, delay_us=delay_us)
+
+    def _work(self, rates: Estimates, group: str, lanes: Sequence[Lane]) -> tuple[float, float, int, int]:
+        """Mean tokens and mean square of what waits, observations behind that, and mean tokens of the prompts."""
+        tasks, first, second, seen, prompts = 0, 0.0, 0.0, 0, 0
+        for lane in lanes:
+            prompts += lane.prompt_tokens
+            for kind, count in lane.kinds.items():
+                owner, hint, cap = kind.rsplit("\n", 2)
+                curve = self.curve(rates, owner, group, int(hint))
+                mean, square = curve.moments(edge_of(int(cap)))
+                tasks += count
+                first += count * mean
+                second += count * square
+                seen += count * curve.seen
+        if not tasks:
+            curve = self.curve(rates, "", group, 0)
+            return (*curve.moments(), curve.seen, 0)
+        return first / tasks, second / tasks, seen // tasks, prompts // tasks
+
+    def curve(self, rates: Estimates, owner: str, group: str, hint: int) -> LengthCurve:
+        """How long the answers of a caller get in a group, with what is known of others where little is known of it."""
+        own, of_group, of_all = (rates.lengths.get(key) for key in ((owner, group, hint), ("", group, 0), ("", "", 0)))
+        if own is not None and own.seen >= 256:
+            of_group = of_all = None
+        elif of_group is not None and of_group.seen >= 64:
+            of_all = None
+        version = tuple(-1 if counts is None else counts.seen for counts in (own, of_group, of_all))
+        key = (owner, group, hint)
+        known = self._curves.get(key)
+        if known is not None and known[0] == version:
+            return known[1]
+        layers = [(c.stops, c.cuts, most) for c, most in ((own, 0), (of_group, 12), (of_all, 3)) if c is not None]
+        curve = LengthCurve([*layers, (shifted_prior(1 << hint >> 1), {}, 0)], _seen(own, of_group))
+        if len(self._curves) >= _CURVES:
+            self._curves.clear()
+        self._curves[key] = (version, curve)
+        return curve
+
+
+def _seen(own: Counts | None, of_group: Counts | None) -> int:
+    return max(own.seen if own else 0, min(12, of_group.seen) if of_group else 0)
+
+
+def _band(free: int, slots: int, ahead: int, priority: str) -> str:
+    """How busy a group is for somebody who comes now."""
+    if not slots:
+        band = "load"
+    elif ahead < free:
+        band = "free"
+    elif ahead < slots:
+        band = "next"
+    else:
+        band = "queue" if ahead < 4 * slots else "deep"
+    return f"batch-{band}" if priority == BATCH else band
+
+
+def token_us(pool: PoolRates | None, streams: int) -> float:
+    """Microseconds per token of one stream when so many share the engine, as measured nearest to that."""
+    if pool is None:
+        return float(_TOKEN_US)
+    if not pool.token_ns:
+        return 1e9 / pool.preload_mtok_s if pool.preload_mtok_s else float(_TOKEN_US)
+    below = max((n for n in pool.token_ns if n <= streams), default=None)
+    above = min((n for n in pool.token_ns if n >= streams), default=None)
+    if below is None or above is None or below == above:
+        return max(1, pool.token_ns[below or above or 0].mean) / 1000
+    low, high = pool.token_ns[below].mean, pool.token_ns[above].mean
+    return max(1.0, low + (high - low) * (streams - below) / (above - below)) / 1000
+
+
+def prompt_us(pool: PoolRates | None, tokens: int) -> float:
+    """From placement to the first token, for a prompt of so many tokens."""
+    if pool is None:
+        return float(_ACCEPT_US)
+    accept = pool.accept_us.mean if pool.accept_us.seen else _ACCEPT_US
+    return accept + (tokens * pool.prefill_us / pool.prefill_tokens if pool.prefill_tokens else 0.0)
+
+
+def opens_us(pool: PoolRates | None, now_ns: int) -> tuple[float, float]:
+    """Until a pool that is not ready takes tasks, and what 80 % of such times are off by."""
+    if pool is None or not pool.load_ms.seen:
+        mean, off = float(_LOAD_MS), float(_LOAD_MS)
+    else:
+        mean, off = float(pool.load_ms.mean), _OFFS * pool.load_ms.off
+    if pool is not None and pool.loading_since_ns:
+        mean = max(mean - (now_ns - pool.loading_since_ns) / 1e6, off / 2)
+    return mean * 1000, off * 1000
+
+
+def _others_came(rates: Estimates, group: str, now_ns: int) -> bool:
+    """Whether interactive tasks came lately, which overtake batch tasks."""
+    lane = rates.lanes.get((group, INTERACTIVE))
+    return lane is not None and now_ns - lane.came_ns < _LATELY_NS
+
+
+def leaving_per_us(lanes: Sequence[Lane]) -> float:
+    """Chance per microsecond that a task leaves the queue before it started."""
+    left, waited = sum(lane.left for lane in lanes), sum(lane.waited_ms for lane in lanes)
+    return left / waited / 1000 if waited else 0.0

@@ -17,7 +17,7 @@ from ..journal.live import LiveStream
 from ..ports import IndexFilter, IndexRow
 from ..projections.tasks import TaskState
 from .caller import Caller
-from .estimates import estimate_start
+from .estimates import Estimator
 from .streams import not_found
 from .texts import TaskTexts, plain_text
 
@@ -82,9 +82,10 @@ def _problem(ended: TaskEnded | None) -> TaskProblem | None:
 class TaskQueries:
     """Answers from head while a task is in memory, else from its frames."""
 
-    def __init__(self, journal: Journal, texts: TaskTexts) -> None:
+    def __init__(self, journal: Journal, texts: TaskTexts, estimator: Estimator | None = None) -> None:
         self._journal = journal
         self._texts = texts
+        self._estimator = estimator or Estimator()
 
     # --- one task --------------------------------------------------------------------------------------------
 
@@ -329,12 +330,11 @@ class TaskQueries:
         out = []
         for group, queue in sorted(head.queue.groups.items()):
             pools = head.pools.serving(group)
-            leases = {p.declared.pool_id: head.leases.count(p.declared.pool_id) for p in pools}
             entries = []
             for position, (task_id, priority) in enumerate(head.queue.waiting(group)):
                 if position >= limit:
                     break
-                estimate = estimate_start(pools, leases, position)
+                estimate = self._estimator.start(head, group, position, now, priority=priority)
                 entries.append(
                     {
                         "task_id": task_id,

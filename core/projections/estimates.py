@@ -1,0 +1,354 @@
+"""What was learnt of rates, lengths and loads, and what waits: the state behind predicted starts (ADM-5).
+
+All of it is integers, folded from events alone (JRN-5, JRN-9). What is old fades: averages take a sixteenth of each
+new observation, counts are halved when they are many. What a queue holds is summed per lane as tasks come and go, so
+that a prediction never walks it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from ..events.pool import PoolDeclared, PoolLoading, PoolReady, PoolRetired, PoolUnready
+from ..events.task import TaskAdmitted, TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
+from ..lengths import HELD, UNIT, bucket_of
+from .projection import Projection, Recorded, on
+
+#: callers whose lengths are remembered, over all models; who was not seen for longest is forgotten first
+MOST_LENGTHS: Final = 512
+#: kinds of tasks that a lane tells apart; more of them count as "any"
+MOST_KINDS: Final = 32
+#: an average takes at least this part of a new observation
+_FADE: Final = 16
+
+
+class Counts(msgspec.Struct, gc=False):
+    """Observations by bucket (:func:`~llama_orch.core.lengths.bucket_of`), old ones fading."""
+
+    #: ended by themselves
+    stops: dict[int, int] = {}
+    #: cut at ``max_tokens``
+    cuts: dict[int, int] = {}
+    #: all of the above
+    total: int = 0
+    #: observations ever: what is derived from these counts is remembered under it
+    seen: int = 0
+
+    def add(self, number: int, *, cut: bool = False) -> None:
+        """Count one observation in."""
+        bucket = bucket_of(number)
+        counts = self.cuts if cut else self.stops
+        counts[bucket] = counts.get(bucket, 0) + UNIT
+        self.total += UNIT
+        self.seen += 1
+        if self.total > HELD * UNIT:
+            self.stops = {b: n // 2 for b, n in self.stops.items() if n > 1}
+            self.cuts = {b: n // 2 for b, n in self.cuts.items() if n > 1}
+            self.total = sum(self.stops.values()) + sum(self.cuts.values())
+
+
+class Average(msgspec.Struct, gc=False):
+    """A fading mean, the fading mean of what observations were off it, and how many there were."""
+
+    mean: int = 0
+    off: int = 0
+    seen: int = 0
+
+    def add(self, number: int) -> None:
+        """Take one observation in."""
+        if not self.seen:
+            self.mean, self.off = number, number // 2
+        else:
+            part = min(self.seen + 1, _FADE)
+            self.off += (abs(number - self.mean) - self.off) // part
+            self.mean += (number - self.mean) // part
+        self.seen += 1
+
+
+class PoolRates(msgspec.Struct, gc=False):
+    """What was measured of one pool with its present model."""
+
+    group: str
+    #: nanoseconds per token of one stream, by how many streams shared the engine meanwhile
+    token_ns: dict[int, Average] = {}
+    #: from placement to the engine's first sign of life, microseconds
+    accept_us: Average = msgspec.field(default_factory=Average)
+    #: of the prompt that it read, both fading alike: their ratio is its time per token
+    prefill_us: int = 0
+    prefill_tokens: int = 0
+    #: from the start on an engine to the first token, microseconds
+    first_token_us: Average = msgspec.field(default_factory=Average)
+    load_ms: Average = msgspec.field(default_factory=Average)
+    #: when the load that is under way began, 0 = none is
+    loading_since_ns: int = 0
+    #: measured when it was loaded, before any task ran: thousandths of a token per second
+    preload_mtok_s: int = 0
+    #: streams on it now; their number times how long it lasted, so that a mean over any time is a difference
+    streams: int = 0
+    stream_ns: int = 0
+    changed_ns: int = 0
+
+    def turn(self, by: int, now_ns: int) -> None:
+        """A stream begins or ends."""
+        self.stream_ns += self.streams * (now_ns - self.changed_ns)
+        self.changed_ns = now_ns
+        self.streams = max(0, self.streams + by)
+
+
+class Lane(msgspec.Struct, gc=False):
+    """What waits in one group with one priority."""
+
+    #: ``[owner, hint, cap bucket]`` joined -> tasks of that kind
+    kinds: dict[str, int] = {}
+    tasks: int = 0
+    prompt_tokens: int = 0
+    #: when a task came last
+    came_ns: int = 0
+    #: tasks that left without having started, and the milliseconds that all waited, both fading alike
+    left: int = 0
+    waited_ms: int = 0
+    #: between two placements while tasks waited: how often the lane gets a turn, whoever else has one
+    turn_ms: Average = msgspec.field(default_factory=Average)
+    turned_ns: int = 0
+
+
+class Track(msgspec.Struct, gc=False):
+    """What has to be known of a live task when it moves."""
+
+    group: str
+    priority: str
+    owner: str
+    hint: int
+    kind: str
+    cap: int
+    prompt_tokens: int
+    #: since when it waits, or since it was placed
+    since_ns: int
+    pool_id: str = ""
+    started_ns: int = 0
+    #: of its pool when it started
+    stream_ns: int = 0
+    waits: bool = True
+    #: attempts so far; what several of them took is not measured
+    attempts: int = 0
+
+
+def kind_of(owner: str, hint: int, cap: int) -> str:
+    """The name of a kind of task: whose, how long the caller expects the answer to be, where it is cut."""
+    return f"{owner}\n{hint}\n{bucket_of(cap)}"
+
+
+class Estimates(Projection):
+    """Rates by pool, lengths by owner and group, sums by lane."""
+
+    name = "estimates"
+
+    def __init__(self) -> None:
+        self.pools: dict[str, PoolRates] = {}
+        #: (owner, group, hint), the longest unused first; ("", group, 0) is all of a group, ("", "", 0) all
+        self.lengths: dict[tuple[str, str, int], Counts] = {}
+        self.lanes: dict[tuple[str, str], Lane] = {}
+        self._tracks: dict[str, Track] = {}
+
+    # --- what waits ------------------------------------------------------------------------------------------
+
+    @on(TaskAdmitted)
+    def _admitted(self, record: Recorded) -> None:
+        event: TaskAdmitted = record.payload
+        lane = self._lane(event.group, event.priority)
+        lane.came_ns = record.time_ns
+        hint = event.expected_tokens.bit_length()
+        kind = kind_of(event.owner, hint, event.max_tokens)
+        if kind not in lane.kinds and len(lane.kinds) >= MOST_KINDS:
+            kind = kind_of("", 0, event.max_tokens)
+        self._tracks[event.task_id] = track = Track(
+            group=event.group,
+            priority=event.priority,
+            owner=event.owner,
+            hint=hint,
+            kind=kind,
+            cap=event.max_tokens,
+            prompt_tokens=event.prompt_tokens,
+            since_ns=record.time_ns,
+        )
+        self._enter(track, lane, record.time_ns)
+
+    def _lane(self, group: str, priority: str) -> Lane:
+        lane = self.lanes.get((group, priority))
+        if lane is None:
+            lane = self.lanes[group, priority] = Lane()
+        return lane
+
+    @staticmethod
+    def _enter(track: Track, lane: Lane, now_ns: int) -> None:
+        if not lane.tasks:
+            lane.turned_ns = now_ns
+        lane.kinds[track.kind] = lane.kinds.get(track.kind, 0) + 1
+        lane.tasks += 1
+        lane.prompt_tokens += track.prompt_tokens
+        track.waits = True
+
+    def _leave(self, track: Track, now_ns: int, *, gave_up: bool) -> None:
+        if not track.waits:
+            return
+        lane = self.lanes[track.group, track.priority]
+        track.waits = False
+        lane.tasks -= 1
+        lane.prompt_tokens -= track.prompt_tokens
+        lane.kinds[track.kind] -= 1
+        if not lane.kinds[track.kind]:
+            del lane.kinds[track.kind]
+        if not gave_up:
+            lane.turn_ms.add((now_ns - lane.turned_ns) // 1_000_000)
+            lane.turned_ns = now_ns
+        lane.left += UNIT if gave_up else 0
+        lane.waited_ms += (now_ns - track.since_ns) * UNIT // 1_000_000
+        if lane.left > 128 * UNIT or lane.waited_ms > (1 << 40):
+            lane.left //= 2
+            lane.waited_ms //= 2
+
+    # --- what runs -------------------------------------------------------------------------------------------
+
+    @on(TaskPlaced)
+    def _placed(self, record: Recorded) -> None:
+        event: TaskPlaced = record.payload
+        track = self._tracks[event.task_id]
+        self._leave(track, record.time_ns, gave_up=False)
+        track.pool_id, track.since_ns, track.started_ns = event.pool_id, record.time_ns, 0
+        track.attempts += 1
+
+    @on(TaskStarted)
+    def _started(self, record: Recorded) -> None:
+        track = self._tracks[record.payload.task_id]
+        track.started_ns = record.time_ns
+        pool = self.pools.get(track.pool_id)
+        if pool is not None:
+            pool.accept_us.add((record.time_ns - track.since_ns) // 1000)
+            pool.turn(1, record.time_ns)
+            track.stream_ns = pool.stream_ns
+
+    @on(TaskAttemptFailed)
+    def _attempt_failed(self, record: Recorded) -> None:
+        track = self._tracks[record.payload.task_id]
+        self._stop(track, record.time_ns)
+        track.since_ns = record.time_ns
+        if not track.waits:
+            self._enter(track, self._lane(track.group, track.priority), record.time_ns)
+
+    def _stop(self, track: Track, now_ns: int) -> PoolRates | None:
+        """The stream of a task ends; its pool, when it had begun there."""
+        pool = self.pools.get(track.pool_id) if track.started_ns else None
+        if pool is not None:
+            pool.turn(-1, now_ns)
+        return pool
+
+    @on(TaskEnded)
+    def _ended(self, record: Recorded) -> None:
+        event: TaskEnded = record.payload
+        track = self._tracks.pop(event.task_id)
+        self._leave(track, record.time_ns, gave_up=True)
+        pool = self._stop(track, record.time_ns)
+        if not track.started_ns or event.outcome == "failed":
+            return
+        cut = event.finish_reason == "length"
+        for key in dict.fromkeys(((track.owner, track.group, track.hint), ("", track.group, 0), ("", "", 0))):
+            self._counts(key).add(event.tokens_out, cut=cut)
+        if pool is not None and track.attempts == 1:
+            self._measure(pool, track, event, record.time_ns)
+
+    def _counts(self, key: tuple[str, str, int]) -> Counts:
+        counts = self.lengths.pop(key, None)
+        if counts is None:
+            counts = Counts()
+            while len(self.lengths) >= MOST_LENGTHS:
+                del self.lengths[next(iter(self.lengths))]
+        self.lengths[key] = counts
+        return counts
+
+    @staticmethod
+    def _measure(pool: PoolRates, track: Track, event: TaskEnded, now_ns: int) -> None:
+        took_ns = now_ns - track.started_ns
+        if event.tokens_out > 1 and event.decode_ms > 0 and took_ns > 0:
+            shared = (pool.stream_ns - track.stream_ns + took_ns // 2) // took_ns
+            streams = max(1, min(255, shared))
+            pool.token_ns.setdefault(streams, Average()).add(event.decode_ms * 1_000_000 // (event.tokens_out - 1))
+        read = event.prompt_tokens
+        if event.outcome == "completed" and read > 0:
+            pool.first_token_us.add(event.prefill_ms * 1000)
+            pool.prefill_us += event.prefill_ms * 1000 * UNIT
+            pool.prefill_tokens += read * UNIT
+            if pool.prefill_tokens > 65_536 * UNIT * _FADE:
+                pool.prefill_us //= 2
+                pool.prefill_tokens //= 2
+
+    # --- pools -----------------------------------------------------------------------------------------------
+
+    @on(PoolDeclared)
+    def _declared(self, record: Recorded) -> None:
+        event: PoolDeclared = record.payload
+        old = self.pools.get(event.pool_id)
+        if old is None or old.group != event.model_ref:
+            # Another model: nothing of what was measured holds, but what runs there goes on.
+            new = PoolRates(group=event.model_ref, changed_ns=record.time_ns)
+            if old is not None:
+                new.streams, new.stream_ns, new.changed_ns = old.streams, old.stream_ns, old.changed_ns
+            self.pools[event.pool_id] = new
+            self._forget_lanes()
+
+    @on(PoolRetired)
+    def _retired(self, record: Recorded) -> None:
+        self.pools.pop(record.payload.pool_id, None)
+        self._forget_lanes()
+
+    @on(PoolLoading)
+    def _loading(self, record: Recorded) -> None:
+        pool = self.pools.get(record.payload.pool_id)
+        if pool is not None:
+            pool.loading_since_ns = record.time_ns
+
+    @on(PoolReady)
+    def _ready(self, record: Recorded) -> None:
+        event: PoolReady = record.payload
+        pool = self.pools.get(event.pool_id)
+        if pool is None:
+            return
+        took_ms = event.load_ms
+        if pool.loading_since_ns:
+            took_ms = (record.time_ns - pool.loading_since_ns) // 1_000_000
+        if took_ms > 0:
+            pool.load_ms.add(took_ms)
+        pool.loading_since_ns = 0
+        pool.preload_mtok_s = event.decode_mtok_s or pool.preload_mtok_s
+
+    @on(PoolUnready)
+    def _unready(self, record: Recorded) -> None:
+        event: PoolUnready = record.payload
+        pool = self.pools.get(event.pool_id)
+        if pool is not None and event.cause not in ("starting", "loading"):
+            pool.loading_since_ns = 0
+
+    def _forget_lanes(self) -> None:
+        """Lanes that are empty and whose group no pool serves any more."""
+        served = {pool.group for pool in self.pools.values()}
+        for key in [k for k, lane in self.lanes.items() if not lane.tasks and k[0] not in served]:
+            del self.lanes[key]
+
+    # --- dump ------------------------------------------------------------------------------------------------
+
+    def dump(self) -> Any:
+        """Pools by id, lengths by last use, lanes by name, tracks in order of admission."""
+        return {
+            "pools": {name: msgspec.to_builtins(p, str_keys=True) for name, p in sorted(self.pools.items())},
+            "lengths": [[*key, msgspec.to_builtins(c, str_keys=True)] for key, c in self.lengths.items()],
+            "lanes": [[*key, msgspec.to_builtins(lane)] for key, lane in sorted(self.lanes.items())],
+            "tracks": [[task_id, msgspec.to_builtins(t)] for task_id, t in self._tracks.items()],
+        }
+
+    def load(self, data: Any) -> None:
+        """Replace the state by dumped data."""
+        self.pools = {n: msgspec.convert(p, PoolRates, strict=False) for n, p in data["pools"].items()}
+        self.lengths = {(o, g, h): msgspec.convert(c, Counts, strict=False) for o, g, h, c in data["lengths"]}
+        self.lanes = {(g, p): msgspec.convert(lane, Lane) for g, p, lane in data["lanes"]}
+        self._tracks = {task_id: msgspec.convert(t, Track) for task_id, t in data["tracks"]}
