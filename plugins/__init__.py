@@ -33,6 +33,7 @@ from ..core.ports import (
     BodyPiece,
     Clock,
     CommitUnit,
+    ContainerSpec,
     Engine,
     EngineFactory,
     EngineHealth,
@@ -46,9 +47,11 @@ from ..core.ports import (
     LaunchPlan,
     PlacementPolicy,
     PlacementSnapshot,
+    ProvisionedEngine,
     StoreFactory,
     Tail,
 )
+from ..core.scheduling.tensor_split import tensor_shares
 from ..core.types import Entry, PlacementRequest, PoolView, TaskView
 
 hookimpl = pluggy.HookimplMarker("llama_orch")
@@ -63,6 +66,7 @@ __all__ = [
     "Clock",
     "CommitUnit",
     "ConfigError",
+    "ContainerSpec",
     "CorruptJournalError",
     "DecisionRecord",
     "Engine",
@@ -89,6 +93,7 @@ __all__ = [
     "PlacementRequest",
     "PlacementSnapshot",
     "PoolView",
+    "ProvisionedEngine",
     "StoreFactory",
     "StoreRefusedError",
     "StoreUnknownError",
@@ -99,4 +104,5 @@ __all__ = [
     "hookimpl",
     "read_head",
     "schema",
+    "tensor_shares",
 ]

@@ -2,7 +2,7 @@
 
 Run as ``python -m llama_orch.pools.llamacpp_server --model FILE --port N``. It binds to loopback, closes itself to
 browsers' cross-origin requests, and says in one line on standard error why it could not start:
-``error: <cause>: <what happened>``.
+``error: <cause>: <what happened>``. Its arguments are called as those of upstream's `llama-server`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 EXIT_START = 3
+_FLASH = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -29,13 +30,21 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parallel", type=int, default=1, help="slots")
-    parser.add_argument("--ctx", type=int, default=0, help="tokens of all slots together; 0 = the model's context")
+    parser.add_argument(
+        *("--ctx", "--ctx-size"), type=int, default=0, help="tokens of all slots together; 0 = the model's context"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0 = llama.cpp's default")
     parser.add_argument("--alias", default="", help="name under which the model is served")
-    parser.add_argument("--batch", type=int, default=0)
-    parser.add_argument("--ubatch", type=int, default=0)
-    parser.add_argument("--cache-ram-mib", type=int, default=-1, help="RAM for cached prompts")
-    parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--batch-size", type=int, default=0)
+    parser.add_argument("--ubatch-size", type=int, default=0)
+    parser.add_argument("--cache-ram", type=int, default=-1, help="MiB of RAM for cached prompts")
+    parser.add_argument("--n-gpu-layers", type=int, default=-1)
+    parser.add_argument("--split-mode", choices=("none", "layer"), default="layer")
+    parser.add_argument("--main-gpu", type=int, default=0)
+    parser.add_argument("--tensor-split", default="", help="shares of the GPUs, with commas between")
+    parser.add_argument("--cache-type-k", default="")
+    parser.add_argument("--cache-type-v", default="")
+    parser.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
     return parser
 
 
@@ -84,18 +93,27 @@ def _params(xllamacpp: Any, args: argparse.Namespace) -> Any:
         "ui": False,
         "cors_origins": "http://127.0.0.1",
         "cors_origins_explicit": True,
+        "split_mode": getattr(xllamacpp.llama_split_mode, f"LLAMA_SPLIT_MODE_{args.split_mode.upper()}"),
+        "main_gpu": args.main_gpu,
+        "flash_attn_type": getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{_FLASH[args.flash_attn]}"),
         "verbosity": 2,
     }
     if args.alias:
         wanted["model_alias"] = {args.alias}
-    if args.batch:
-        wanted["n_batch"] = args.batch
-    if args.ubatch:
-        wanted["n_ubatch"] = args.ubatch
-    if args.cache_ram_mib >= 0:
-        wanted["cache_ram_mib"] = args.cache_ram_mib
-    if args.gpu_layers >= 0:
-        wanted["n_gpu_layers"] = args.gpu_layers
+    if args.batch_size:
+        wanted["n_batch"] = args.batch_size
+    if args.ubatch_size:
+        wanted["n_ubatch"] = args.ubatch_size
+    if args.cache_ram >= 0:
+        wanted["cache_ram_mib"] = args.cache_ram
+    if args.n_gpu_layers >= 0:
+        wanted["n_gpu_layers"] = args.n_gpu_layers
+    if args.tensor_split:
+        shares = [float(share) for share in args.tensor_split.split(",")]
+        wanted["tensor_split"] = shares + [0.0] * (len(params.tensor_split) - len(shares))
+    for name in ("cache_type_k", "cache_type_v"):
+        if getattr(args, name):
+            wanted[name] = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{getattr(args, name).upper()}")
     for name, value in wanted.items():
         setattr(params, name, value)
     setattr(params.model, "path", args.model)  # noqa: B010 - an attribute of the binding, as those above

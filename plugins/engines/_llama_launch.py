@@ -1,14 +1,15 @@
-"""Plans the start of llama.cpp's server from the `xllamacpp` package, and knows what its log says when it fails."""
+"""Plans the start of llama.cpp's server: the one of the `xllamacpp` package, a `llama-server` program, or a container."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from .. import ConfigError, GgufError, LaunchPlan, read_head
+from .. import ConfigError, GgufError, LaunchPlan, ProvisionedEngine, containers, read_head, tensor_shares
+from ._llama_log import ADVICE, LOG_CAUSES
 
 PACKAGE: Final = "xllamacpp"
 DEFAULT_SLOTS: Final = 4
@@ -16,42 +17,32 @@ DEFAULT_SLOTS: Final = 4
 DEFAULT_CTX_TOTAL: Final = 32_768
 #: below this size threads cost more than they bring: they wait for each other at every layer, by spinning
 SMALL_MODEL_BYTES: Final = 64 * 1024 * 1024
-#: keys of ``provisioning.options`` and the server's arguments for them; all take whole numbers
-OPTIONS: Final[dict[str, str]] = {
-    "batch": "--batch",
-    "ubatch": "--ubatch",
-    "cache_ram_mib": "--cache-ram-mib",
-    "gpu_layers": "--gpu-layers",
+#: more than any model has
+ALL_LAYERS: Final = 999
+KV_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+#: keys of ``provisioning.options`` and the server's arguments for them: whole numbers, or one of these words
+OPTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "batch": ("--batch-size", ()),
+    "ubatch": ("--ubatch-size", ()),
+    "cache_ram_mib": ("--cache-ram", ()),
+    "gpu_layers": ("--n-gpu-layers", ()),
+    "kv_type_k": ("--cache-type-k", KV_TYPES),
+    "kv_type_v": ("--cache-type-v", KV_TYPES),
+    "flash_attention": ("--flash-attn", ("on", "off", "auto")),
 }
-
-#: first match wins: ``(pattern, cause, advice)``
-LOG_CAUSES: Final[tuple[tuple[str, str, str], ...]] = (
-    (
-        r"No module named '?xllamacpp|cannot import name .* from 'xllamacpp'",
-        "missing-package",
-        "Install the engine's package: pip install 'llama-orch[llamacpp]'.",
-    ),
-    (
-        r"error while loading shared libraries|cannot open shared object file",
-        "missing-library",
-        "A library of the engine is missing; the line names it. Install it, or install the package again.",
-    ),
-    (
-        r"port-taken|[Aa]ddress already in use|couldn't bind",
-        "port-taken",
-        "Another process listens on that port: stop it, or set provisioning.port to 0 for any free one.",
-    ),
-    (
-        r"out of memory|failed to allocate|bad_alloc|unable to allocate|cudaMalloc failed|Cannot allocate memory",
-        "out-of-memory",
-        "Model and context do not fit: lower ctx or slots, or use a smaller quantization.",
-    ),
-    (
-        r"bad-model|invalid magic|failed to load model|error loading model|unable to load model|failed to read",
-        "bad-model",
-        "The model's file is damaged or of a kind that this build does not know; fetch it again.",
-    ),
+#: of a container alone
+MEMORY_OPTION: Final = "memory_limit_mib"
+#: what a program that can do it is told besides: no page for browsers, no context that is shifted, no fitting to the
+#: memory that happens to be free, nothing fetched. Those of the first line every build of the last two years knows.
+_ALWAYS: Final[tuple[tuple[str, ...], ...]] = (("--metrics",), ("--slots",), ("--no-webui",), ("--no-context-shift",))
+_IF_KNOWN: Final[tuple[tuple[str, ...], ...]] = (
+    ("--offline",),
+    ("--fit", "off"),
+    ("--no-kv-unified",),
+    ("--cors-origins", "http://127.0.0.1"),
 )
+#: builds whose GPUs can be named by UUID
+_PINNED_BUILDS: Final = frozenset({"cuda", "unknown"})
 
 
 def package_version() -> str:
@@ -67,49 +58,132 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
 
     Args:
         config: ``model_path`` and ``port``; optional ``slots``, ``ctx`` (tokens per slot; 0 = the model's),
-            ``threads``, ``alias`` (name of the model) and ``options`` (see :data:`OPTIONS`).
+            ``threads``, ``alias`` (name of the model), ``options`` (see :data:`OPTIONS`), ``env``; ``provisioned``
+            (:class:`~llama_orch.plugins.ProvisionedEngine`; none = the package); ``devices`` (UUIDs, or ``["cpu"]``),
+            ``tensor_split`` and ``gpu_memory_bytes`` (by UUID); ``marker`` (of a container).
 
     Raises:
-        ConfigError: the package or the model's file is missing, the file is no GGUF, or an option is unknown.
+        ConfigError: the package or the model's file is missing, the file is no GGUF, an option is unknown, or the GPUs
+            cannot be named to this build.
     """
+    engine = config.get("provisioned") or ProvisionedEngine(mode="package")
+    path = Path(str(config.get("model_path", "")))
+    trained = _context(path)
+    port = int(config["port"])
+    slots = int(config.get("slots") or DEFAULT_SLOTS)
+    ctx = int(config.get("ctx") or 0) or min(trained or 4096, max(DEFAULT_CTX_TOTAL, trained) // slots)
+    model = path.resolve()
+    inside = engine.container is not None
+    arguments = [
+        *("--model", containers.inside(model) if inside else str(model)),
+        # Inside a container this is its own network; outside, the port is published on loopback alone.
+        *("--host", "0.0.0.0" if inside else "127.0.0.1", "--port", str(port)),  # noqa: S104
+        *("--parallel", str(slots), "--ctx-size", str(ctx * slots)),
+    ]
+    threads = int(config.get("threads") or 0) or (1 if path.stat().st_size < SMALL_MODEL_BYTES else 0)
+    if threads:
+        arguments += ["--threads", str(threads)]
+    if config.get("alias"):
+        arguments += ["--alias", str(config["alias"])]
+    options = dict(config.get("options") or {})
+    memory_mib = _memory_limit(options) if inside else 0
+    arguments += _options(options)
+    devices = [str(device) for device in config.get("devices") or ["cpu"]]
+    arguments += _gpu_arguments(config, engine, devices, "gpu_layers" in options)
+    variables = {**containers.gpu_variables(devices), **{k: str(v) for k, v in (config.get("env") or {}).items()}}
+    url = f"http://127.0.0.1:{port}"
+    if engine.container is not None:
+        run = containers.run(
+            engine.container,
+            [*arguments, *_extras(engine)],
+            marker=str(config.get("marker") or "local/pool/1"),
+            model=model,
+            port=port,
+            gpus=[device for device in devices if device != "cpu"],
+            variables=sorted(variables),
+            memory_mib=memory_mib,
+        )
+        return LaunchPlan(argv=run.argv, stop_argv=run.stop_argv, env=variables, url=url, log_causes=LOG_CAUSES)
+    if engine.argv:
+        if engine.library_path:
+            variables.setdefault("LD_LIBRARY_PATH", engine.library_path)
+        # An engine of another build does not match this plan, and is not adopted.
+        variables["LLAMA_ORCH_ENGINE_BUILD"] = f"{engine.name} {engine.digest}"
+        argv = (*engine.argv, *arguments, *_extras(engine))
+        return LaunchPlan(argv=argv, env=variables, url=url, log_causes=LOG_CAUSES)
     version = package_version()
     if not version:
         msg = f"the package {PACKAGE} is not installed"
-        raise ConfigError(msg, remedy=LOG_CAUSES[0][2])
-    path = Path(str(config.get("model_path", "")))
+        raise ConfigError(msg, remedy=ADVICE["missing-package"])
+    return LaunchPlan(
+        argv=(sys.executable, "-m", "llama_orch.pools.llamacpp_server", *arguments),
+        # As above, of another package.
+        env={**variables, "LLAMA_ORCH_ENGINE_PACKAGE": f"{PACKAGE} {version}"},
+        url=url,
+        log_causes=LOG_CAUSES,
+    )
+
+
+def _context(path: Path) -> int:
+    """Tokens that the model was trained for; 0 where it does not say."""
     try:
-        trained = read_head(path).context_length
+        return read_head(path).context_length
     except OSError as error:
         msg = f"the model's file cannot be read: {error}"
         raise ConfigError(msg, field="model", got=str(path), remedy="Correct the path of the model.") from error
     except GgufError as error:
-        raise ConfigError(str(error), field="model", got=str(path), remedy=LOG_CAUSES[4][2]) from error
-    slots = int(config.get("slots") or DEFAULT_SLOTS)
-    ctx = int(config.get("ctx") or 0) or min(trained or 4096, max(DEFAULT_CTX_TOTAL, trained) // slots)
-    port = int(config["port"])
-    argv = [
-        *(sys.executable, "-m", "llama_orch.pools.llamacpp_server"),
-        *("--model", str(path.resolve())),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--parallel", str(slots), "--ctx", str(ctx * slots)),
-    ]
-    threads = int(config.get("threads") or 0) or (1 if path.stat().st_size < SMALL_MODEL_BYTES else 0)
-    if threads:
-        argv += ["--threads", str(threads)]
-    if config.get("alias"):
-        argv += ["--alias", str(config["alias"])]
-    for key, value in sorted((config.get("options") or {}).items()):
+        raise ConfigError(str(error), field="model", got=str(path), remedy=ADVICE["bad-model"]) from error
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    arguments = []
+    for key, value in sorted(options.items()):
         if key not in OPTIONS:
             msg = f"provisioning.options.{key} is not known to llamacpp; it takes {', '.join(OPTIONS)}"
             raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        argument, words = OPTIONS[key]
+        if words and value not in words:
+            msg = f"provisioning.options.{key} takes one of {', '.join(words)}"
+            raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
+        if not words and (not isinstance(value, int) or isinstance(value, bool)):
             msg = f"provisioning.options.{key} takes a whole number"
             raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
-        argv += [OPTIONS[key], str(value)]
-    return LaunchPlan(
-        argv=tuple(argv),
-        # An engine that an older package started does not match this plan, and is not adopted.
-        env={"LLAMA_ORCH_ENGINE_PACKAGE": f"{PACKAGE} {version}"},
-        url=f"http://127.0.0.1:{port}",
-        log_causes=LOG_CAUSES,
-    )
+        arguments += [argument, str(value)]
+    return arguments
+
+
+def _memory_limit(options: dict[str, Any]) -> int:
+    value = options.pop(MEMORY_OPTION, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        msg = f"provisioning.options.{MEMORY_OPTION} takes a whole number of MiB"
+        raise ConfigError(msg, field=f"provisioning.options.{MEMORY_OPTION}", got=value)
+    return value
+
+
+def _gpu_arguments(
+    config: Mapping[str, Any], engine: ProvisionedEngine, devices: Sequence[str], layers_given: bool
+) -> list[str]:
+    """All layers on the GPUs that are meant, in explicit shares; none where none is meant."""
+    gpus = [device for device in devices if device != "cpu"]
+    if gpus and engine.build not in _PINNED_BUILDS:
+        msg = f"a {engine.build} build cannot be told GPUs by UUID, and the pool is for {', '.join(gpus)}"
+        raise ConfigError(msg, field="devices", got=",".join(gpus), remedy="Use a CUDA build.")
+    arguments = [] if layers_given else ["--n-gpu-layers", str(ALL_LAYERS if gpus else 0)]
+    if len(gpus) == 1:
+        arguments += ["--split-mode", "none", "--main-gpu", "0"]
+    elif gpus:
+        memory = config.get("gpu_memory_bytes") or {}
+        try:
+            shares = tensor_shares([int(memory.get(gpu, 0)) for gpu in gpus], config.get("tensor_split") or ())
+        except ValueError as error:
+            raise ConfigError(str(error), field="tensor_split", got=config.get("tensor_split")) from error
+        arguments += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, shares))]
+    return arguments
+
+
+def _extras(engine: ProvisionedEngine) -> list[str]:
+    """Arguments of `llama-server`; what its help does not name is left out."""
+    known = set(engine.options)
+    wanted = [words for words in _ALWAYS if not known or words[0] in known]
+    wanted += [words for words in _IF_KNOWN if words[0] in known]
+    return [word for words in wanted for word in words]

@@ -30,7 +30,7 @@ def test_a_plan_starts_the_packages_server_on_loopback_without_a_shell(model):
     assert planned.url == "http://127.0.0.1:4711"
     assert value_of(planned.argv, "--host") == "127.0.0.1"
     assert value_of(planned.argv, "--parallel") == "3"
-    assert value_of(planned.argv, "--ctx") == "1500", "the server divides its context by its slots"
+    assert value_of(planned.argv, "--ctx-size") == "1500", "the server divides its context by its slots"
     assert value_of(planned.argv, "--alias") == "m"
     assert value_of(planned.argv, "--threads") == "1", "a small model"
 
@@ -38,14 +38,15 @@ def test_a_plan_starts_the_packages_server_on_loopback_without_a_shell(model):
 @pytest.mark.parametrize("slots, ctx, total", [(0, 0, 4 * 2048), (2, 0, 2 * 2048), (64, 0, 64 * 512), (1, 10, 10)])
 def test_without_a_context_each_slot_gets_the_models_within_reason(model, slots, ctx, total):
     planned = plan({"model_path": str(model), "port": 1, "slots": slots, "ctx": ctx})
-    assert value_of(planned.argv, "--ctx") == str(total)
+    assert value_of(planned.argv, "--ctx-size") == str(total)
 
 
 def test_options_of_the_plugin_become_arguments_and_others_are_refused_by_name(model):
     planned = plan({"model_path": str(model), "port": 1, "options": {"batch": 64, "gpu_layers": 0}})
-    assert value_of(planned.argv, "--batch") == "64"
-    assert value_of(planned.argv, "--gpu-layers") == "0"
-    for wrong in ({"bach": 64}, {"batch": "64"}, {"batch": True}):
+    assert value_of(planned.argv, "--batch-size") == "64"
+    assert value_of(planned.argv, "--n-gpu-layers") == "0"
+    assert planned.argv.count("--n-gpu-layers") == 1
+    for wrong in ({"bach": 64}, {"batch": "64"}, {"batch": True}, {"kv_type_k": "q9"}, {"kv_type_v": 8}):
         with pytest.raises(ConfigError) as caught:
             plan({"model_path": str(model), "port": 1, "options": wrong})
         assert caught.value.field == f"provisioning.options.{next(iter(wrong))}"
@@ -69,17 +70,69 @@ def test_a_model_that_is_missing_or_none_is_told_before_anything_starts(tmp_path
         ("error: missing-package: No module named xllamacpp", "missing-package"),
         ("ImportError: libgomp.so.1: cannot open shared object file: No such file or directory", "missing-library"),
         ("error: port-taken: 127.0.0.1:1: Address already in use", "port-taken"),
-        ("E llama_init_from_model: failed to initialize the context: std::bad_alloc", "out-of-memory"),
-        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", "out-of-memory"),
         (
             "E llama_model_load: error loading model: llama_model_loader: failed to load model from bad.gguf",
             "bad-model",
         ),
+        (
+            "tensor 'blk.0.attn_q.weight' data is not within the file bounds, model is corrupted or incomplete",
+            "bad-model",
+        ),
+        ("gguf_init_from_reader: invalid magic characters: 'PK..', expected 'GGUF'", "bad-model"),
+        ("llama_model_load: error loading model: unknown model architecture: 'mamba9'", "wrong-architecture"),
+        ("CUDA error: no kernel image is available for execution on the device", "wrong-architecture"),
+        ("E llama_init_from_model: failed to initialize the context: std::bad_alloc", "host-oom"),
+        ("ggml_aligned_malloc: insufficient memory (attempted to allocate 9.0 MB); Cannot allocate memory", "host-oom"),
+        (
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 144817.04 MiB on device 0: cudaMalloc failed: out of memory",
+            "vram-oom",
+        ),
+        ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", "vram-oom"),
+        ("ggml_gallocr_reserve_n_impl: failed to allocate CUDA1 buffer of size 54262464512", "vram-oom"),
+        ("CUDA error: unspecified launch failure", "driver-reset"),
+        ("CUDA error: an illegal memory access was encountered", "driver-reset"),
+        ("terminate called: vk::Queue::submit: ErrorDeviceLost", "driver-reset"),
+        ("NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", "driver-reset"),
+        ("ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected", "driver-gone"),
+        ("ggml_cuda_init: failed to initialize CUDA: CUDA driver version is insufficient", "driver-gone"),
+        ("Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=GPU-1", "driver-gone"),
+        (
+            "llama-server: error while loading shared libraries: libcuda.so.1: cannot open shared object file",
+            "missing-library",
+        ),
+        (
+            "docker: Error response: driver failed: Bind for 127.0.0.1:80 failed: port is already allocated",
+            "port-taken",
+        ),
+        ("Error: ghcr.io/x/y@sha256:00: image not known", "missing-image"),
     ],
 )
 def test_a_line_of_the_log_names_its_cause(line, cause):
     found = next(found for pattern, found, advice in LOG_CAUSES if re.search(pattern, line) and advice)
     assert found == cause
+
+
+@pytest.mark.parametrize(
+    "log, cause",
+    [
+        (
+            (
+                "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory\n"
+                "llama_model_load: error loading model: unable to allocate CUDA0 buffer\n"
+                "srv load_model: failed to load model, 'm.gguf'"
+            ),
+            "vram-oom",
+        ),
+        ("error loading model: unknown model architecture: 'x'\nfailed to load model, 'm.gguf'", "wrong-architecture"),
+        (
+            "W ggml_cuda_host_malloc: failed to allocate 9 MiB of pinned memory: x\nE error loading model: bad",
+            "bad-model",
+        ),
+    ],
+)
+def test_of_several_lines_the_one_that_says_why_wins(log, cause):
+    causes = [name for pattern, name, _ in LOG_CAUSES if any(re.search(pattern, line) for line in log.splitlines())]
+    assert causes[0] == cause
 
 
 def test_the_version_is_the_builds_own_or_the_packages():
