@@ -14,7 +14,9 @@ class TaskDecisionResource(Resource):
 
     @operation("Explain a task's placement.", errors=(NotFoundError,))
     async def on_get(self, call: Call, task_id: str) -> dict[str, Any]:
-        """The last decision's fields, ``decisions`` with one per attempt, and what a queued task waits for, per pool."""
+        """The last decision's fields, ``decisions`` with one per attempt, what a queued task waits for, per pool, and
+        ``waits``: why its model is not loaded for it."""
         said: dict[str, Any] = await self.services.tasks.decision(task_id, call.caller)
         last = said["decisions"][-1] if said["decisions"] else {}
-        return {**last, **said}
+        waits = self.services.explaining.waits(task_id) if said["state"] == "queued" else ""
+        return {**last, **said, "waits": waits}

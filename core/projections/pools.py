@@ -64,6 +64,9 @@ class PoolState(msgspec.Struct, kw_only=True):
     served_until_ns: int = 0
     #: group that it left for; "" = none
     made_room_for: str = ""
+    #: why it was last loaded, and why it was last unloaded, in words
+    load_reason: str = ""
+    unload_reason: str = ""
     #: when it was decided to load it, Unix ns
     loading_since_ns: int = 0
     #: learnt time of a load, milliseconds
@@ -193,6 +196,7 @@ class Pools(Projection):
         pool.retry_ns = 0
         pool.permanent = False
         pool.made_room_for = ""
+        pool.load_reason = event.reason
         if pool.drain_cause != "operator":
             self._undrain(pool)
         if not pool.ready:
@@ -204,6 +208,7 @@ class Pools(Projection):
         if pool is not None:
             self._stops_serving(pool, record)
             pool.wanted = pool.ready = False
+            pool.unload_reason = record.payload.reason
             pool.made_room_for = record.payload.for_group or pool.made_room_for
             pool.cause, pool.detail, pool.advice = "unloading", record.payload.reason, ""
             pool.since_ns = record.time_ns

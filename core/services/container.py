@@ -18,6 +18,7 @@ from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
+from .explaining import Explaining
 from .gpus import GpuService
 from .loading import LoadingService, Planner
 from .placement import Placement
@@ -46,6 +47,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     transcripts: Transcripts
     watchdog: Watchdog
     loading: LoadingService
+    explaining: Explaining
     gpus: GpuService
 
     def start(self) -> None:
@@ -104,6 +106,7 @@ def build_services(
     texts = TaskTexts(journal)
     dispatcher = Dispatcher(journal, Placement(policy), engines, bodies, texts, settings, clock, new_id)
     cancel = CancelService(journal, dispatcher)
+    loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
     gpus = GpuService(journal, clock, settings)
     return Services(
         journal=journal,
@@ -118,5 +121,6 @@ def build_services(
         transcripts=Transcripts(journal, texts),
         watchdog=Watchdog(journal, dispatcher, clock, watch_s),
         gpus=gpus,
-        loading=LoadingService(journal, settings, launched, dispatcher.pump, planner),
+        loading=loading,
+        explaining=Explaining(journal, settings, loading),
     )

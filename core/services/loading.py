@@ -189,7 +189,7 @@ class LoadingService:
             group=declared.model_ref,
             host=declared.host,
             devices=mask,
-            phase=_phase(pool),
+            phase=phase_of(pool),
             placed_on=tuple(pool.devices) if pool.holds else (),
             need_bytes=whole_of(pool, settings),
             split_bytes=split_of(head, pool, settings) if len(mask) > 1 and CPU not in mask else (),
@@ -281,7 +281,8 @@ _TELLING = frozenset(
 )
 
 
-def _phase(pool: PoolState) -> PoolPhase:
+def phase_of(pool: PoolState) -> PoolPhase:
+    """How a pool that is loaded and unloaded here stands."""
     if pool.ready:
         return "draining" if pool.draining else "ready"
     if not pool.wanted:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
 from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
-from llama_orch.core.settings import PoolSettings, Settings, SwapSettings
+from llama_orch.core.settings import PoolSettings, Settings, SwapSettings, TimeoutSettings
 
 from ...support.stage import Stage
 
@@ -20,7 +20,17 @@ BIG, SMALL = "GPU-big", "GPU-small"
 def _settings(*models: str, devices: str = "auto", preload: bool = False, **swap: Any) -> Settings:
     return Settings(
         swap=SwapSettings(**swap),
-        pools=[PoolSettings(id=f"p-{m}", engine="mock", model=m, devices=devices, preload=preload) for m in models],
+        pools=[
+            PoolSettings(
+                id=f"p-{m}",
+                engine="mock",
+                model=m,
+                devices=devices,
+                preload=preload,
+                timeouts=TimeoutSettings(idle_ms=0),
+            )
+            for m in models
+        ],
     )
 
 
@@ -101,12 +111,26 @@ class Rig(Stage):
         return [record.payload for record in self.told if type(record.payload) is kind]
 
 
+@pytest.fixture(name="make")
+def _make() -> Iterator[Callable[[Settings], Rig]]:
+    rigs: list[Rig] = []
+
+    def make(settings: Settings) -> Rig:
+        rigs.append(Rig(settings))
+        return rigs[-1]
+
+    try:
+        yield make
+        for rig in rigs:
+            rig.check()
+    finally:
+        for rig in rigs:
+            rig.end()
+
+
 @pytest.fixture(name="rig")
-def _rig() -> Iterator[Rig]:
-    rig = Rig(_settings("a", "b", "c"))
-    yield rig
-    rig.check()
-    rig.end()
+def _rig(make: Callable[[Settings], Rig]) -> Rig:
+    return make(_settings("a", "b", "c"))
 
 
 def test_nothing_is_loaded_until_a_task_asks_for_it(rig: Rig) -> None:
@@ -119,8 +143,8 @@ def test_nothing_is_loaded_until_a_task_asks_for_it(rig: Rig) -> None:
     assert loading.predicted_bytes == {loading.devices[0]: 4000 * MIB}
 
 
-def test_what_is_to_be_loaded_at_start_is_loaded_once_its_size_is_known() -> None:
-    rig = Rig(_settings("a", preload=True))
+def test_what_is_to_be_loaded_at_start_is_loaded_once_its_size_is_known(make: Callable[[Settings], Rig]) -> None:
+    rig = make(_settings("a", preload=True))
     rig.gpus()
     assert rig.events(PoolLoading) == []
     rig.size("a", 4000)
@@ -194,11 +218,11 @@ def test_an_engine_that_comes_up_after_it_was_decided_to_unload_it_takes_no_task
     assert rig.journal.head.tasks.live[task_id].phase == "queued"
 
 
-def test_a_model_that_is_not_used_for_its_keep_alive_goes() -> None:
+def test_a_model_that_is_not_used_for_its_keep_alive_goes(make: Callable[[Settings], Rig]) -> None:
     settings = Settings(
         pools=[PoolSettings(id="p-a", engine="mock", model="a", devices="auto", preload=False, keep_alive_ms=60_000)]
     )
-    rig = Rig(settings)
+    rig = make(settings)
     rig.gpus()
     rig.size("a", 4000)
     task = rig.submit(model_ref="a")
