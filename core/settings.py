@@ -47,6 +47,8 @@ class StreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     #: silence after which a stream sends a comment, so that nobody takes it for dead
     heartbeat_ms: Annotated[int, Meta(ge=100)] = 15_000
+    #: least time between two `metrics` events of a stream whose reader asks for them (`?metrics=1`); 0 = there are none
+    metrics_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1_000
     #: bytes of a live task's entries kept in memory; readers further behind read the journal
     buffer_bytes: Annotated[int, Meta(ge=4096)] = 262_144
     #: whether the last reader's leaving cancels tasks of the OpenAI-compatible routes (STR-6)

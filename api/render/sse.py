@@ -1,7 +1,7 @@
-"""The native stream: server-sent events `started`, `token`, `end`, `error` (STR-1, STR-4).
+"""The native stream: server-sent events `started`, `token`, `metrics`, `end`, `error` (STR-1, STR-4, STR-5).
 
-Every frame of the task has an ``id: <epoch>.<ordinal>`` from which resume is exact; comments (heartbeats, the place in the
-queue) and transport errors have none. A segment is rendered once for all its readers.
+Every frame of the task has an ``id: <epoch>.<ordinal>`` from which resume is exact; metrics, comments (heartbeats, the place
+in the queue) and transport errors have none. A segment is rendered once for all its readers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...core.entries import EntryBatch
 from ...core.errors import OrchError
 from ...core.events.task import TaskEnded, TaskStarted
 from ...core.journal.live import Segment
-from ...core.services.streams import Ended, Heartbeat, Queued, Started
+from ...core.services.streams import Ended, Heartbeat, Metered, Queued, Started
 
 _encode = msgspec.json.Encoder().encode
 _count = itertools.count
@@ -160,6 +160,8 @@ class SseRenderer:
                 out.append(HEARTBEAT)
             elif kind is Queued:
                 out.append(self._queued(item))
+            elif kind is Metered:
+                out.append(frame("metrics", item.data))
         return b"".join(out), False
 
     def _queued(self, item: Queued) -> bytes:

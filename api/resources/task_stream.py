@@ -20,6 +20,8 @@ class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, rename={"after": "f
     after: Annotated[str, Meta(max_length=64)] = ""
     #: while the task waits, tell its place in ``queued`` events, which have no id; else in comments
     progress: bool = False
+    #: while the task lives, tell how things are in ``metrics`` events, which have no id
+    metrics: bool = False
 
 
 @resource("/v1/tasks/{task_id}/stream", tag="tasks")
@@ -37,7 +39,8 @@ class TaskStreamResource(Resource):
     async def on_get(self, call: Call, query: StreamQuery, task_id: str) -> Answer:
         """Events `started`, `token` (one per token), then exactly one `end` or `error`; see the reference of events.
 
-        Any number of readers may follow a task, at any time, also after it ended. An `error` without an id is of the
+        With `metrics=1` there are `metrics` events between them, as long as there is nothing better to send. Any number of
+        readers may follow a task, at any time, also after it ended. An `error` without an id is of the
         connection, not of the task: come back with the last id.
         """
         after = query.after or call.header("Last-Event-ID") or None
@@ -48,6 +51,7 @@ class TaskStreamResource(Resource):
             after=after,
             heartbeat_ms=self.context.settings.streams.heartbeat_ms,
             progress=True,
+            metrics_ms=self.context.settings.streams.metrics_ms if query.metrics else 0,
         )
         services.readers.attach(task_id)
 

@@ -35,6 +35,7 @@ class Attempt:
         "_journal",
         "_owed",
         "begun",
+        "cached_tokens",
         "done",
         "handle",
         "lease_id",
@@ -74,6 +75,8 @@ class Attempt:
         self.resumed_at = 0
         self.recovery_used = ""
         self.begun = False
+        #: of the prompt, that the engine had already; 0 = it did not say so
+        self.cached_tokens = 0
         self.done = False
         self.started_ns = now_ns
 
@@ -95,6 +98,7 @@ class Attempt:
         """The engine took the job; an engine that says so twice is not listened to."""
         if not self.done and not self.begun:
             self.begun = True
+            self.cached_tokens = start.cached_tokens
             self._events.started(self, start)
 
     def entries(self, batch: EntryBatch) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from ..journal.journal import Journal
 from ..ports import Clock, PlacementPolicy
+from ..projections.tasks import TaskState
 from ..scheduling.swaps import plan_swaps
 from ..settings import Settings
 from .admission import AdmissionService
@@ -18,6 +19,7 @@ from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
+from .estimates import Estimator
 from .explaining import Explaining
 from .gpus import GpuService
 from .loading import LoadingService, Planner
@@ -25,6 +27,7 @@ from .placement import Placement
 from .pools import PoolService
 from .readers import Readers
 from .recovery import recover
+from .stream_metrics import StreamMetrics
 from .streams import Streams
 from .tasks import TaskQueries
 from .texts import TaskTexts
@@ -108,11 +111,16 @@ def build_services(
     cancel = CancelService(journal, dispatcher)
     loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
     gpus = GpuService(journal, clock, settings)
+    estimator = Estimator()
+
+    def on_time(state: TaskState, now_ns: int) -> int | None:
+        return estimator.on_time_permille(journal.head, state, now_ns)
+
     return Services(
         journal=journal,
         admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed),
         cancel=cancel,
-        streams=Streams(journal, texts),
+        streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
         tasks=TaskQueries(journal, texts),
         pools=PoolService(journal, dispatcher),
         capabilities=Capabilities(journal, engines, gpus, settings, api_version),

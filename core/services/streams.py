@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 
@@ -20,10 +22,14 @@ from ..journal.journal import Journal
 from ..journal.live import LiveStream, Segment
 from ..ports import IndexRow
 from ..projections.tasks import TaskState
+from .stream_metrics import Meter, StreamMetrics
 from .texts import TaskTexts
 
+_log = logging.getLogger("llama_orch.streams")
 #: segments that a reader who is behind takes from a transcript at once
 _SEGMENTS_AT_ONCE = 8
+#: a timer that rings later than this part of its period tells of a busy server
+_LATE = 0.25
 
 
 class Started(msgspec.Struct, frozen=True, gc=False):
@@ -55,7 +61,13 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
     predicted_start_ms: int
 
 
-StreamItem = Started | Segment | Ended | Heartbeat | Queued
+class Metered(msgspec.Struct, frozen=True, gc=False):
+    """How things are just now, for a reader who asked; it has no place in the stream (STR-5)."""
+
+    data: dict[str, Any]
+
+
+StreamItem = Started | Segment | Ended | Heartbeat | Queued | Metered
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -122,9 +134,15 @@ def check_cursor(
 class Streams:
     """Opens streams of tasks."""
 
-    def __init__(self, journal: Journal, texts: TaskTexts) -> None:
+    def __init__(self, journal: Journal, texts: TaskTexts, metrics: StreamMetrics) -> None:
         self._journal = journal
         self._texts = texts
+        self._metrics = metrics
+
+    @property
+    def metrics_dropped(self) -> int:
+        """Metrics frames that were due and not sent."""
+        return self._metrics.dropped
 
     async def open(
         self,
@@ -134,9 +152,11 @@ class Streams:
         after: str | None = None,
         heartbeat_ms: int = 15_000,
         progress: bool = False,
+        metrics_ms: int = 0,
     ) -> AsyncIterator[list[StreamItem]]:
         """A task's stream after the frame with id ``after``; each list is what became ready together.
 
+        :param metrics_ms: least time between two :class:`Metered`, while the task lives; 0 = none.
         :raises NotFoundError: there is no such task (of this owner).
         :raises ResumeLostError: the journal does not hold what the reader saw.
         """
@@ -159,9 +179,12 @@ class Streams:
             )
             stream = self._journal.stream_of(task_id)
             if stream is not None:
-                return LiveItems(
+                items = LiveItems(
                     self._journal, self._texts, state, stream, cursor.next_ordinal, heartbeat_ms, progress=progress
                 )
+                if metrics_ms:
+                    items.meter(self._metrics, metrics_ms)
+                return items
         row = await asyncio.to_thread(self._journal.store.index_row, task_id)
         if row is None or (owner is not None and row.owner != owner):
             raise not_found(task_id)
@@ -208,6 +231,10 @@ class LiveItems:
         "_heartbeat_s",
         "_journal",
         "_loop",
+        "_meter",
+        "_metered",
+        "_metrics_due_s",
+        "_metrics_s",
         "_ordinal",
         "_position",
         "_progress",
@@ -215,6 +242,7 @@ class LiveItems:
         "_state",
         "_stream",
         "_texts",
+        "_ticker",
         "_waiter",
         "fast",
     )
@@ -242,6 +270,12 @@ class LiveItems:
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._quiet_since = 0.0
+        #: ``None``: this reader did not ask for metrics
+        self._meter: Meter | None = None
+        self._metrics_s = self._metrics_due_s = 0.0
+        #: a metrics frame is the next thing to hand out, unless something else is there
+        self._metered = False
+        self._ticker: asyncio.TimerHandle | None = None
         #: takes segments at once and answers whether it did; set by the consumer
         self.fast: Callable[[list[Segment]], bool] | None = None
         self._done = False
@@ -254,6 +288,8 @@ class LiveItems:
         while not self._done:
             items = await self._ready()
             if items:
+                if self._metered:
+                    self._pass_over()
                 return items
             if self._over():
                 break
@@ -261,6 +297,11 @@ class LiveItems:
                 error = self._stream.broken
                 await self.aclose()
                 raise error
+            if self._metered:
+                self._metered = False
+                metered = self._measured()
+                if metered is not None:
+                    return [metered]
             if self._progress and self._state.started is None:
                 position = self._journal.head.queue.position(self._state.task_id)
                 if position >= 0 and position != self._position:
@@ -283,9 +324,49 @@ class LiveItems:
         """Stop listening; idempotent."""
         self._done = True
         self._stream.listeners.discard(self._wake)
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        for timer in (self._alarm, self._ticker):
+            if timer is not None:
+                timer.cancel()
+        self._alarm = self._ticker = None
+
+    def meter(self, metrics: StreamMetrics, period_ms: int) -> None:
+        """Hand out metrics now and then: this reader asked for them."""
+        now = self._loop.time()
+        self._meter = metrics.meter(self._state, now)
+        self._metrics_s = period_ms / 1000
+        self._metrics_due_s = now + self._metrics_s
+        self._ticker = self._loop.call_at(self._metrics_due_s, self._tick)
+
+    def _tick(self) -> None:
+        """Metrics are due: they are dropped if this reader has something to take, or the server is late or loaded."""
+        meter, waiter, now = self._meter, self._waiter, self._loop.time()
+        assert meter is not None
+        late = now - self._metrics_due_s > self._metrics_s * _LATE
+        self._metrics_due_s = now + self._metrics_s
+        self._ticker = self._loop.call_at(self._metrics_due_s, self._tick)
+        if waiter is None or waiter.done() or late or meter.overloaded():
+            meter.drop()
+            return
+        self._metered = True
+        waiter.set_result(None)
+
+    def _pass_over(self) -> None:
+        """Something was committed since the metrics were due: it comes first."""
+        self._metered = False
+        assert self._meter is not None
+        self._meter.drop()
+
+    def _measured(self) -> Metered | None:
+        """The metrics that are due; ``None``: they cannot be read, which is no reason to break the stream."""
+        assert self._meter is not None
+        try:
+            return Metered(self._meter.read(self._loop.time()))
+        except Exception:
+            _log.exception("metrics of a stream cannot be read; it gets none from here on")
+            if self._ticker is not None:
+                self._ticker.cancel()
+                self._ticker = None
+            return None
 
     async def _ready(self) -> list[StreamItem]:
         """What is committed and not yet taken."""
