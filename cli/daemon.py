@@ -30,6 +30,7 @@ from .config_check import require_sound
 from .exits import CliError
 from .journal_access import make_store, place_of
 from .redact import redact
+from .server_file import STOP_AND_KEEP_ENGINES
 from .shell import Shell
 from .snapshots import Snapshots
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from ..api.logs import EventLog
     from ..core.journal.journal import Journal
     from ..core.services.container import Services
+    from ..pools.client import PoolClients
+    from ..pools.starting import Starter
 
 #: how long answers may take after the first signal; streams are told at once
 _GRACE_S = 1.0
@@ -45,6 +48,8 @@ _END_S = 25.0
 #: how long ending may take after the second signal; what was accepted is in the journal
 _HURRY_S = 2.0
 _SWITCH_INTERVAL_S = 0.0005
+#: of a server that is started for one call
+_TEMPORARY_LINGER_MS = 5_000
 
 
 class SystemClock:
@@ -89,6 +94,8 @@ class _Daemon:
         self._until_eof = until_eof
         self._stop = asyncio.Event()
         self._signals = 0
+        #: the engines shall outlive this server
+        self._keep_engines = False
         #: why it had to stop by itself
         self._lost = ""
 
@@ -100,7 +107,7 @@ class _Daemon:
         from ..api.server import serve as serve_http
         from ..core.services.container import build_services
         from ..plugins.manager import PluginManager
-        from ..pools.manager import PoolManager
+        from ..pools.client import PoolClients
 
         loaded, settings = self._loaded, self._loaded.settings
         async with contextlib.AsyncExitStack() as undo:
@@ -108,11 +115,20 @@ class _Daemon:
             self._catch_signals()
             log = start_logging(settings.log.level, self._log_form(), loop=asyncio.get_running_loop())
             undo.callback(log.flush)
+            starter = self._start_managerd()
             journal = await self._open_journal(log)
             undo.push_async_callback(journal.close)
             plugins, clock = PluginManager(), SystemClock()
-            pools = PoolManager(
-                data_dir=loaded.data_dir, engines=plugins.engines(), launchers=plugins.launchers(), clock=clock
+            engines, launchers = plugins.engines(), plugins.launchers()
+            pools = PoolClients(
+                journal,
+                settings,
+                data_dir=loaded.data_dir,
+                engines=engines,
+                launchers=launchers,
+                starter=starter,
+                linger_ms=self._linger_ms,
+                version=__version__,
             )
             services = build_services(
                 journal,
@@ -121,14 +137,15 @@ class _Daemon:
                 policy=plugins.placement_policies()[settings.policies.placement],
                 clock=clock,
                 api_version=__version__,
+                launched=launchers,
             )
             self._declare(journal, services)
             undo.callback(self._note_stop, journal)
-            undo.push_async_callback(pools.stop, kill_engines=True)
+            undo.push_async_callback(self._end_pools, pools, services)
             # Attempts are given up before their engines are: the next start takes them up as after a crash.
             undo.push_async_callback(services.close)
             services.start()
-            await pools.start(settings, services.pools)
+            await pools.start(services.pools, services.gpus.receive)
             undo.push_async_callback(Snapshots(journal, loaded).close)
             self._watch_input(journal)
             app = create_app(services, settings)
@@ -145,6 +162,23 @@ class _Daemon:
         return self._loaded.settings.log.format
 
     # --- composing -----------------------------------------------------------------------------------------------
+
+    @property
+    def _linger_ms(self) -> int:
+        """How long pool-managerd lives when this server does not come back: one that was started for a call won't."""
+        configured = self._loaded.settings.manager.linger_ms
+        return min(configured, _TEMPORARY_LINGER_MS) if self._until_eof else configured
+
+    def _start_managerd(self) -> Starter | None:
+        """Let pool-managerd start while the journal is opened; ``None`` when that is somebody else's business."""
+        from ..pools.starting import ManagerdStartError, Starter
+
+        if self._loaded.settings.manager.start == "never":
+            return None
+        starter = Starter(self._loaded.data_dir, linger_ms=self._linger_ms, environment=os.environ)
+        with contextlib.suppress(ManagerdStartError):  # the connection tries again, and says so
+            starter.begin()
+        return starter
 
     async def _open_journal(self, log: EventLog) -> Journal:
         from ..core.journal.journal import Journal, JournalOptions
@@ -221,6 +255,14 @@ class _Daemon:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
+    async def _end_pools(self, pools: PoolClients, services: Services) -> None:
+        """Engines end with a server that is stopped in order, unless they shall be kept for the next one."""
+        ends = self._loaded.settings.manager.on_stop == "stop" and not self._keep_engines
+        if ends:
+            with contextlib.suppress(JournalUnavailableError):
+                services.loading.shut_down()
+        await pools.stop(end_engines=ends)
+
     @staticmethod
     def _note_stop(journal: Journal) -> None:
         from ..core.events.server import ServerStopped
@@ -234,6 +276,11 @@ class _Daemon:
             loop.add_signal_handler(number, self._on_signal)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, self._on_signal)
+        loop.add_signal_handler(STOP_AND_KEEP_ENGINES, self._on_keep)
+
+    def _on_keep(self) -> None:
+        self._keep_engines = True
+        self._on_signal()
 
     def _on_signal(self) -> None:
         self._signals += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,11 +14,13 @@ import msgspec
 
 from ..core.errors import ConfigError
 from ..core.ports import LauncherFactory, LaunchPlan
-from ..core.settings import PoolSettings
+from . import causes
 from . import identity as identities
 from .identity import Identity, ProcessTable
 from .lifecycle import Trouble
-from .process import EngineProcess, adopt, bound, reap_marked, spawn
+from .oom import OomKills
+from .preparing import StartError
+from .process import EngineProcess, adopt, bound, reap_marked, run_stop, spawn
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,27 +28,25 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     generation: int
-    #: it ran already, and may still be busy with what nobody waits for any more
+    #: it ran already
     adopted: bool = False
-
-
-class StartError(Exception):
-    """There will be no engine from this try."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.detail)
-        self.trouble = trouble
+    #: epoch of the server that was last told of it as ready; 0 = none
+    told_epoch: int = 0
 
 
 class Host(Protocol):
-    """Makes engines available to one pool; ``on_exit`` of its constructor hears when one is gone."""
+    """Makes engines available to one worker; ``on_exit`` of its constructor hears when one is gone."""
 
     #: it is ours alone: nobody else sends it work, and its end can be asked for
     owned: bool
     #: it is a process whose end is noticed by itself
     watched: bool
 
-    def begin(self) -> Found:
+    def adoptable(self) -> bool:
+        """Whether one may be running already, that the next :meth:`begin` would take over."""
+        ...
+
+    def begin(self, config: Mapping[str, Any]) -> Found:
         """Make one available. :raises StartError: it cannot be."""
         ...
 
@@ -65,21 +66,35 @@ class Host(Protocol):
         """Called now and then while it runs."""
         ...
 
+    def pids(self) -> list[int]:
+        """Its processes, for a look at what they take."""
+        ...
+
+    def said(self) -> Trouble | None:
+        """What its log names as a cause, while it still runs."""
+        ...
+
+    def note_told(self, epoch: int) -> None:
+        """The server of this epoch is told of it as ready; it is still known after a restart of this program."""
+        ...
+
 
 class ExternalHost:
     """A server that somebody else runs at a URL, or (without a URL) an engine inside this process."""
 
     watched = False
 
-    def __init__(self, url: str, on_exit: Callable[[Trouble], None]) -> None:
+    def __init__(self, url: str, on_exit: Callable[[Trouble], None], next_generation: Callable[[], int]) -> None:
         self.owned = not url
         self._url = url
         self._on_exit = on_exit
-        self._generation = 0
+        self._next_generation = next_generation
 
-    def begin(self) -> Found:
-        self._generation += 1
-        return Found(url=self._url, generation=self._generation)
+    def adoptable(self) -> bool:
+        return not self.owned
+
+    def begin(self, config: Mapping[str, Any]) -> Found:
+        return Found(url=self._url, generation=self._next_generation())
 
     def terminate(self) -> None:
         self._on_exit(Trouble("given-up"))
@@ -93,16 +108,28 @@ class ExternalHost:
     def tend(self) -> None:
         """There is nothing to tend."""
 
+    def pids(self) -> list[int]:
+        return []
+
+    def said(self) -> Trouble | None:
+        return None
+
+    def note_told(self, epoch: int) -> None:
+        """Nobody adopts what somebody else runs."""
+
 
 class ProcessHost:
     """Starts the engine as a process, and finds its own again after a crash of this program.
 
     Args:
-        settings: of the pool.
-        config: what the launcher gets, but for the port.
+        pool_id: of the pool.
+        seat: names record and log: a pool that is reloaded has two engines for a while.
+        port: that it shall listen on; 0 = any free one.
+        order: digest of what was ordered; it is recorded with the engine.
         launcher: plans the start.
         directory: for the identity record and the log.
         owner: name of this data directory, see :func:`~llama_orch.pools.identity.owner_of`.
+        next_generation: the number of the next start.
         environment: what of it is not secret is passed on to the engine.
     """
 
@@ -111,51 +138,66 @@ class ProcessHost:
 
     def __init__(
         self,
-        settings: PoolSettings,
-        config: Mapping[str, Any],
+        pool_id: str,
+        seat: str,
         launcher: LauncherFactory,
         *,
+        port: int,
+        order: str,
         directory: Path,
         owner: str,
         table: ProcessTable,
         on_exit: Callable[[Trouble], None],
+        next_generation: Callable[[], int],
+        oom: OomKills | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = settings
-        self._config = dict(config)
+        self._pool_id = pool_id
         self._launcher = launcher
+        self._port = port
+        self._order = order
         self._owner = owner
         self._table = table
         self._on_exit = on_exit
+        self._next_generation = next_generation
+        self._oom = oom or OomKills()
         self._environment = os.environ if environment is None else environment
-        self.record = directory / f"{settings.id}.json"
-        self.log_path = directory / f"{settings.id}.log"
+        self.record = directory / f"{seat}.json"
+        self.log_path = directory / f"{seat}.log"
         self._process: EngineProcess | None = None
-        self._generation = 0
         self._adopts = True
 
-    def begin(self) -> Found:
+    def adoptable(self) -> bool:
+        if not self._adopts:
+            return False
         known = identities.read(self.record)
-        if known is not None:
-            self._generation = max(self._generation, known.generation)
+        return known is not None and identities.alive(known, self._table)
+
+    def begin(self, config: Mapping[str, Any]) -> Found:
+        known = identities.read(self.record)
         if self._adopts:
             # Only the first time: later on, what is recorded is what we ended ourselves.
             self._adopts = False
-            if known is not None and (plan := self._still_good(known)) is not None:
-                reap_marked(self._table, self._prefix, spare=known.marker)
-                self._process = adopt(known, plan, log_path=self.log_path, table=self._table, on_exit=self._ended)
-                return Found(url=known.url, generation=known.generation, adopted=True)
-        if known is not None and identities.alive(known, self._table):
-            end_group(known, self._table, signal.SIGKILL)
-        reap_marked(self._table, self._prefix)
-        port = self._settings.provisioning.port or free_port()
-        plan = self._plan(port)
-        self._generation += 1
+            if known is not None and (plan := self._still_good(known, config)) is not None:
+                self._process = adopt(
+                    known,
+                    plan,
+                    log_path=self.log_path,
+                    table=self._table,
+                    on_exit=self._ended,
+                    oom=self._oom,
+                    fixed_port=bool(self._port),
+                )
+                return Found(url=known.url, generation=known.generation, adopted=True, told_epoch=known.told_epoch)
+        if known is not None:
+            end_recorded(known, self._table)
+        port = self._port or free_port()
+        plan = self._plan(config, port)
         try:
             self._process = spawn(
                 plan,
-                pool_id=self._settings.id,
-                generation=self._generation,
+                pool_id=self._pool_id,
+                generation=self._next_generation(),
                 port=port,
                 owner=self._owner,
                 record=self.record,
@@ -163,11 +205,13 @@ class ProcessHost:
                 table=self._table,
                 on_exit=self._ended,
                 environment=self._environment,
+                oom=self._oom,
+                order=self._order,
+                fixed_port=bool(self._port),
             )
         except OSError as error:
-            advice = "Check that the data directory can be written and that the program exists."
-            raise StartError(Trouble("cannot-start", str(error), advice)) from error
-        return Found(url=plan.url, generation=self._generation)
+            raise StartError(causes.trouble("cannot-start", str(error))) from error
+        return Found(url=plan.url, generation=self._process.identity.generation)
 
     def terminate(self) -> None:
         if self._process is not None:
@@ -185,28 +229,40 @@ class ProcessHost:
     def tend(self) -> None:
         bound(self.log_path)
 
+    def pids(self) -> list[int]:
+        if self._process is None:
+            return []
+        marker = self._process.identity.marker
+        marked = {pid for pid, found in self._table.marked(marker) if found == marker}
+        return sorted({self._process.identity.pid, *marked})
+
+    def said(self) -> Trouble | None:
+        return None if self._process is None else self._process.said()
+
+    def note_told(self, epoch: int) -> None:
+        if self._process is not None and self._process.identity.told_epoch != epoch:
+            identity = msgspec.structs.replace(self._process.identity, told_epoch=epoch)
+            with contextlib.suppress(OSError):  # then the next run lets it become idle first
+                identities.write(self.record, identity)
+                self._process.identity = identity
+
     # --- inside
 
-    @property
-    def _prefix(self) -> str:
-        return f"{self._owner}/{self._settings.id}/"
-
-    def _plan(self, port: int) -> LaunchPlan:
+    def _plan(self, config: Mapping[str, Any], port: int) -> LaunchPlan:
         try:
-            return self._launcher({**self._config, "port": port})
+            return self._launcher({**config, "port": port})
         except ConfigError as error:
             cause = "bad-model" if error.field == "model" else "bad-configuration"
-            raise StartError(Trouble(cause, error.message, error.what_to_do)) from error
+            raise StartError(causes.trouble(cause, error.message, error.what_to_do)) from error
 
-    def _still_good(self, known: Identity) -> LaunchPlan | None:
+    def _still_good(self, known: Identity, config: Mapping[str, Any]) -> LaunchPlan | None:
         """The plan of a recorded engine that lives and is what would be started now."""
         if not identities.alive(known, self._table):
             return None
-        wanted_port = self._settings.provisioning.port
-        if wanted_port and wanted_port != known.port:
+        if self._port and self._port != known.port:
             return None
         try:
-            plan = self._plan(known.port)
+            plan = self._plan(config, known.port)
         except StartError:
             return None
         return plan if identities.plan_digest(plan) == known.plan_digest else None
@@ -217,13 +273,14 @@ class ProcessHost:
         self._on_exit(trouble)
 
 
-def end_group(identity: Identity, table: ProcessTable, number: signal.Signals) -> None:
-    """Signal a recorded process and its group, if it is still that one."""
+def end_recorded(identity: Identity, table: ProcessTable) -> None:
+    """Kill a recorded process and its group, if it is still that one, with all that it left."""
     if identities.alive(identity, table):
-        try:
-            os.killpg(identity.pid, number)
-        except ProcessLookupError:
-            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(identity.pid, signal.SIGKILL)
+    reap_marked(table, identity.marker, exact=True)
+    if identity.stop_argv:
+        run_stop(identity.stop_argv)
 
 
 def free_port() -> int:

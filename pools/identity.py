@@ -41,6 +41,12 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     marker: str
     #: size of the log when it was started, bytes
     log_offset: int = 0
+    #: digest of what was ordered, see :class:`~llama_orch.pools.preparing.Order`
+    order: str = ""
+    #: ends what it started beyond its own group, e.g. a container
+    stop_argv: tuple[str, ...] = ()
+    #: epoch of the server that was last told of it as ready; 0 = none
+    told_epoch: int = 0
 
 
 class ProcessTable(Protocol):

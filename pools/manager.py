@@ -1,80 +1,125 @@
-"""All pools of the settings: their engines, until `pool-managerd` looks after them in a process of its own."""
+"""All pools of a host: their engines are brought to what is desired, and what is observed of them is told."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..core.errors import ConfigError
+from ..core.events.pool import PoolUnready
 from ..core.ports import Clock, Engine, EngineFactory, EngineProperties, LauncherFactory
-from ..core.settings import PoolSettings, Settings
-from .hosts import ExternalHost, Host, ProcessHost
+from ..core.settings import ManagerSettings
+from . import causes
+from . import identity as identities
+from .desired import DesiredPool, PoolSink
+from .hosts import ExternalHost, Host, ProcessHost, end_recorded
 from .identity import ProcessTable, owner_of, process_table
-from .lifecycle import Timing, Trouble
-from .pool import Pool, PoolEvents
+from .lifecycle import Trouble
+from .oom import OomKills
+from .outfitting import Outfitter, is_launched
+from .pool import Pool, order_digest
+from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer
 from .process import reap_marked
+from .timing import Timing
+from .worker import Worker, WorkerEvents
 
 #: somebody else's engine is looked for at least so often, in milliseconds
 EXTERNAL_BACKOFF_MS = 5_000
+#: preparations (downloads, builds) that run side by side
+PREPARATIONS = 8
 
 
 class PoolManager:
     """Starts, watches, adopts and ends the engines of all pools.
 
     Args:
-        data_dir: identity records and logs go to its ``engines`` folder. Whoever holds the journal's lock there is
-            the only one that may start a manager on it.
+        sink: who hears what is observed.
+        data_dir: identity records and logs go to its ``engines`` folder; no two managers may look after one folder.
         engines: engine factories by name.
         launchers: launch planners by engine name.
+        preparer: makes engines and models available; without it they have to be there.
         clock: monotonic time for backoff.
+        memory: what memory there is; ``None`` = it is not looked whether an engine fits.
         jitter: 0 to 1 at each call.
     """
 
     def __init__(
         self,
         *,
+        sink: PoolSink,
         data_dir: Path,
         engines: Mapping[str, EngineFactory],
         launchers: Mapping[str, LauncherFactory],
         clock: Clock,
+        preparer: Preparer | None = None,
+        memory: Memory | None = None,
         jitter: Callable[[], float] = random.random,
         timing: Timing | None = None,
         table: ProcessTable | None = None,
+        oom: OomKills | None = None,
     ) -> None:
+        self._sink = sink
         self._directory = data_dir / "engines"
         self._owner = owner_of(data_dir)
         self._engines = engines
         self._launchers = launchers
+        self._preparer = preparer or Outfitter(launchers, {})
         self._clock = clock
+        self._memory = memory
         self._jitter = jitter
         self._timing = timing or Timing()
         self._table = table or process_table()
+        self._oom = oom or OomKills()
+        self._executor = ThreadPoolExecutor(PREPARATIONS, thread_name_prefix="prepare")
+        self._ended_ns: int | None = None
+        self._refused: dict[str, PoolUnready] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._taken_over = False
         self.pools: dict[str, Pool] = {}
 
-    async def start(self, settings: Settings, events: PoolEvents) -> None:
-        """Adopt what runs and still fits, end what does not, start the rest. Returns before engines are ready.
+    # --- desired.Pools
 
-        Raises:
-            ConfigError: a pool names an engine that no plugin offers.
-        """
-        pools = {pool.id: self._make(pool, settings, events) for pool in settings.pools}
-        wanted = {f"{self._owner}/{name}/" for name in pools}
-        for marker in {marker for _, marker in self._table.marked(f"{self._owner}/")}:
-            if not any(marker.startswith(prefix) for prefix in wanted):
-                reap_marked(self._table, marker, exact=True)
-        self.pools = pools
-        for pool in pools.values():
-            pool.start()
+    async def apply(
+        self, pools: Sequence[DesiredPool], *, epoch: int = 0, manager: ManagerSettings | None = None
+    ) -> None:
+        """From now on this is wanted; see :class:`~llama_orch.pools.desired.Pools`. Returns before engines are ready."""
+        wanted = {pool.settings.id: pool for pool in pools}
+        if not self._taken_over:
+            self._taken_over = True
+            self._reap_strangers(wanted)
+        for pool_id in [name for name in self.pools if name not in wanted]:
+            self._leave(self.pools.pop(pool_id))
+        self._refused = {}
+        for pool_id, desired in wanted.items():
+            if desired.settings.engine not in self._engines:
+                self._refuse(desired)
+                continue
+            pool = self.pools.get(pool_id)
+            if pool is None:
+                pool = self.pools[pool_id] = Pool(pool_id, self, self._preparer, self._memory, self._sink)
+            pool.apply(desired, epoch)
+
+    def states(self) -> list[tuple[Any, EngineProperties | None]]:
+        """Every pool as it stands now."""
+        refused = [(event, None) for event in self._refused.values()]
+        return [*(tuple(pool.state()) for pool in self.pools.values()), *refused]
 
     async def stop(self, *, kill_engines: bool) -> None:
-        """End all pools; with ``kill_engines`` their engines too, else these live on and are adopted by the next."""
+        """End looking after pools; with ``kill_engines`` every engine of this data directory is gone behind it."""
         pools = list(self.pools.values())
-        await asyncio.gather(*(pool.stop() if kill_engines else pool.detach() for pool in pools))
+        await asyncio.gather(*(pool.stop() if kill_engines else pool.detach() for pool in pools), *self._leaving)
+        if kill_engines:
+            self._reap_strangers({})
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # --- engines inside this process
 
     def engine(self, pool_id: str) -> Engine | None:
         """The pool's engine; ``None`` while it is not ready."""
@@ -86,71 +131,120 @@ class PoolManager:
         pool = self.pools.get(pool_id)
         return pool.properties if pool is not None else None
 
-    # --- inside
+    # --- pool.Workshop
 
-    def _make(self, settings: PoolSettings, all_settings: Settings, events: PoolEvents) -> Pool:
-        factory = self._engines.get(settings.engine)
-        if factory is None:
-            msg = f"pools.{settings.id}.engine: no plugin offers the engine {settings.engine!r}"
-            raise ConfigError(
-                msg, field="engine", got=settings.engine, remedy=f"Use one of: {', '.join(sorted(self._engines))}."
-            )
-        provisioning = settings.provisioning
-        launcher = self._launchers.get(settings.engine)
-        spawned = provisioning.mode == "package" and launcher is not None
-        config: dict[str, Any] = {
-            **provisioning.options,
-            "model": settings.model,
-            "alias": settings.model,
-            "slots": settings.slots,
-            "ctx": settings.ctx,
-            "threads": provisioning.threads,
-            "device": settings.devices,
-            "options": provisioning.options,
-            "launched": spawned,
-        }
-        if spawned:
-            config["model_path"] = str(model_path(settings.model, all_settings.models))
+    def worker(
+        self,
+        pool_id: str,
+        seat_name: str,
+        order: Order,
+        prepare: Callable[[threading.Event, bool], Prepared],
+        events: WorkerEvents,
+        next_generation: Callable[[], int],
+        *,
+        any_port: bool,
+        epoch: int,
+    ) -> Worker:
+        """A worker that is not started yet."""
+        settings = order.settings
+        launched = is_launched(order, self._launchers)
         timing = self._timing
-        if not spawned:
-            timing = msgspec.structs.replace(
-                timing, start_timeout_ms=0, backoff_last_ms=min(timing.backoff_last_ms, EXTERNAL_BACKOFF_MS)
-            )
+        if not launched:
+            last_ms = min(timing.backoff_last_ms, EXTERNAL_BACKOFF_MS)
+            timing = msgspec.structs.replace(timing, start_timeout_ms=0, backoff_last_ms=last_ms, breaker_failures=0)
 
         def host(on_exit: Callable[[Trouble], None]) -> Host:
-            if spawned and launcher is not None:
-                return ProcessHost(
-                    settings,
-                    config,
-                    launcher,
-                    directory=self._directory,
-                    owner=self._owner,
-                    table=self._table,
-                    on_exit=on_exit,
-                )
-            return ExternalHost(provisioning.url, on_exit)
+            if not launched:
+                return ExternalHost(settings.provisioning.url, on_exit, next_generation)
+            return ProcessHost(
+                pool_id,
+                seat_name,
+                self._launchers[settings.engine],
+                port=0 if any_port else settings.provisioning.port,
+                order=order_digest(order),
+                directory=self._directory,
+                owner=self._owner,
+                table=self._table,
+                on_exit=on_exit,
+                next_generation=next_generation,
+                oom=self._oom,
+            )
 
-        return Pool(
-            settings.id,
+        return Worker(
             host,
-            factory,
-            config,
+            self._engines[settings.engine],
+            prepare,
             events=events,
             timing=timing,
             clock=self._clock,
             jitter=self._jitter,
+            executor=self._executor,
+            epoch=epoch,
         )
 
+    def seat_of(self, pool_id: str, names: tuple[str, ...], order: Order) -> str | None:
+        """Which of these seats has an engine of this order running."""
+        digest = order_digest(order)
+        for name in names:
+            known = identities.read(self._record(name))
+            if known is not None and known.order == digest and identities.alive(known, self._table):
+                return name
+        return None
 
-def model_path(model: str, aliases: Mapping[str, str]) -> Path:
-    """The file of a model: through ``models`` of the configuration, the bundled one, or a path (``file:`` or plain)."""
-    model = aliases.get(model, model)
-    if model == "haiku":
-        from .. import haiku
+    def clear(self, pool_id: str, name: str) -> None:
+        """End what an earlier run of this program left in a seat."""
+        known = identities.read(self._record(name))
+        if known is not None:
+            end_recorded(known, self._table)
+            identities.forget(self._record(name))
 
-        try:
-            return haiku.model_path()
-        except FileNotFoundError as error:
-            # The launcher names the path in its own error, as for every model.
-            return Path(str(error.filename or "haiku.gguf"))
-    return Path(model.removeprefix("file:")).expanduser()
+    def last_generation(self, pool_id: str, names: tuple[str, ...]) -> int:
+        """The highest generation that was recorded."""
+        found = [known.generation for name in names if (known := identities.read(self._record(name))) is not None]
+        return max(found, default=0)
+
+    def ended(self) -> None:
+        """An engine ended just now."""
+        self._ended_ns = time.monotonic_ns()
+
+    def settle_s(self) -> float:
+        """How long free memory may still look taken: only shortly after an engine ended."""
+        if self._ended_ns is None:
+            return 0.0
+        return max(0.0, SETTLE_S - (time.monotonic_ns() - self._ended_ns) / 1e9)
+
+    # --- inside
+
+    def _record(self, name: str) -> Path:
+        return self._directory / f"{name}.json"
+
+    def _refuse(self, desired: DesiredPool) -> None:
+        settings = desired.settings
+        detail = f"pools.{settings.id}.engine: no plugin offers the engine {settings.engine!r}"
+        advice = f"Use one of: {', '.join(sorted(self._engines))}."
+        trouble = causes.trouble("bad-configuration", detail, advice)
+        event = PoolUnready(
+            pool_id=settings.id, cause=trouble.cause, detail=trouble.detail, advice=advice, permanent=True, failures=1
+        )
+        self._refused[settings.id] = event
+        self._sink.fact(event)
+
+    def _leave(self, pool: Pool) -> None:
+        task = asyncio.get_running_loop().create_task(pool.stop())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _reap_strangers(self, wanted: Mapping[str, DesiredPool]) -> None:
+        """End engines of this data directory that no pool of these has, or that stand in no record."""
+        recorded = set()
+        for path in self._directory.glob("*.json"):
+            known = identities.read(path)
+            if known is None:
+                continue
+            if known.pool_id in wanted:
+                recorded.add(known.marker)
+            else:
+                end_recorded(known, self._table)
+                identities.forget(path)
+        for marker in {marker for _, marker in self._table.marked(f"{self._owner}/")} - recorded:
+            reap_marked(self._table, marker, exact=True)

@@ -1,53 +1,69 @@
-"""One pool: brings its engine up, keeps looking after it, and tells what it observes."""
+"""One pool: the engines that its desired state names, and what is told of them."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from ..core.errors import OrchError
-from ..core.ports import Clock, Engine, EngineFactory, EngineHealth, EngineProperties, EngineState
-from .hosts import Found, Host, StartError
-from .lifecycle import (
-    Arm,
-    Begin,
-    Effects,
-    Kill,
-    Lifecycle,
-    Phase,
-    Report,
-    Stopped,
-    Terminate,
-    Timing,
-    Trouble,
-)
-from .preload import PreloadError, preload
+import msgspec
 
-#: what to do about each cause that a look from outside can find
-ADVICE = {
-    "unreachable": "Start the engine, or correct provisioning.url.",
-    "loading": "The engine is loading its model; it will be ready by itself.",
-    "unhealthy": "The pool's log may say more.",
-    "not-understood": "Check that provisioning.url is a server of the engine that the pool names.",
-    "preload-failed": "The engine runs but does not decode; its log may say why.",
-    "unresponsive": "The engine's process runs but does not answer; it is started again.",
-    "plugin-failed": "The engine's plugin has a defect; tell its author.",
-    "stuck": "The engine is busy with work that nobody waits for; it is started again.",
-}
+from ..core.events.pool import PoolMeasured, PoolReady, PoolReloaded, PoolReloadFailed, PoolUnready
+from ..core.ports import Engine, EngineProperties
+from . import causes
+from .desired import DesiredPool, PoolSink
+from .lifecycle import Phase, Trouble
+from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, fits, order_of
+from .reload import Effects as PlanEffects
+from .reload import End, Generations, Open, Promote, Reloaded, ReloadFailed, Seat, Unloaded
+from .worker import Readiness, Worker, WorkerEvents
 
 
-class PoolEvents(Protocol):
-    """Who hears what is observed of pools."""
+class Told(NamedTuple):
+    """What was told of a pool."""
 
-    def ready(
-        self, pool_id: str, properties: EngineProperties, *, generation: int, load_ms: int, decode_mtok_s: int
-    ) -> None:
-        """The engine loaded, is healthy and decoded; ``generation`` counts its starts."""
+    event: Any
+    properties: EngineProperties | None = None
+
+
+class Workshop(Protocol):
+    """Makes workers; the manager's side of a pool."""
+
+    def worker(
+        self,
+        pool_id: str,
+        seat_name: str,
+        order: Order,
+        prepare: Callable[[threading.Event, bool], Prepared],
+        events: WorkerEvents,
+        next_generation: Callable[[], int],
+        *,
+        any_port: bool,
+        epoch: int,
+    ) -> Worker:
+        """A worker that is not started yet."""
         ...
 
-    def unready(self, pool_id: str, *, cause: str, detail: str, advice: str, retry_ms: int) -> None:
-        """It cannot take tasks; ``retry_ms`` until the next try, 0 = not known."""
+    def seat_of(self, pool_id: str, names: tuple[str, ...], order: Order) -> str | None:
+        """Which of these seats has an engine of this order running; ``None`` = none of them."""
+        ...
+
+    def clear(self, pool_id: str, name: str) -> None:
+        """End what an earlier run of this program left in a seat."""
+        ...
+
+    def last_generation(self, pool_id: str, names: tuple[str, ...]) -> int:
+        """The highest generation that was recorded."""
+        ...
+
+    def ended(self) -> None:
+        """An engine ended just now: its memory may be told as taken for a moment."""
+        ...
+
+    def settle_s(self) -> float:
+        """How long free memory may still look taken."""
         ...
 
 
@@ -56,235 +72,375 @@ class Pool:
 
     Args:
         pool_id: its name.
-        host: makes the engine's process available; its ``on_exit`` must lead to :meth:`exited`.
-        factory: makes a client for the engine.
-        config: what the factory gets, but for the URL.
-        jitter: 0 to 1, see :class:`~llama_orch.pools.lifecycle.Lifecycle`.
+        workshop: makes its workers.
+        preparer: makes engine and model available.
+        memory: what memory there is.
+        sink: who hears.
     """
 
     def __init__(
-        self,
-        pool_id: str,
-        make_host: Callable[[Callable[[Trouble], None]], Host],
-        factory: EngineFactory,
-        config: Mapping[str, Any],
-        *,
-        events: PoolEvents,
-        timing: Timing,
-        clock: Clock,
-        jitter: Callable[[], float],
+        self, pool_id: str, workshop: Workshop, preparer: Preparer, memory: Memory | None, sink: PoolSink
     ) -> None:
         self.pool_id = pool_id
-        self._host = make_host(self._exited)
-        self._factory = factory
-        self._config = dict(config)
-        self._events = events
-        self._timing = timing
-        self._clock = clock
-        self._lifecycle = Lifecycle(timing, jitter)
-        self._timer: asyncio.TimerHandle | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
-        self._stopped = asyncio.Event()
-        self._client: Engine | None = None
-        #: the engine while it is ready
-        self.engine: Engine | None = None
-        self.properties: EngineProperties | None = None
+        self._workshop = workshop
+        self._preparer = preparer
+        self._memory = memory
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._machine: Generations[Order] = Generations()
+        self._workers: dict[Seat, Worker] = {}
+        self._names: dict[Worker, str] = {}
+        self._retired: set[Worker] = set()
+        self._last: dict[Worker, Told] = {}
+        self._spoke: Worker | None = None
+        self._generation = 0
+        self._attempt = 0
+        self._next_model = ""
+        self._free: Mapping[str, int] = {}
+        self._known_facts: list[Any] = []
+        self._settled = asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+        self._told = Told(self._unready(causes.trouble("starting"), 0, 0))
+        self._batch: list[Told] = []
 
-    @property
-    def phase(self) -> Phase:
-        """Where the engine stands."""
-        return self._lifecycle.phase
+    # --- what shall be
 
-    def start(self) -> None:
-        """Bring the engine up, and again whenever it goes."""
-        self._stopped.clear()
-        self._apply(self._lifecycle.start(self._now_ms()))
+    def apply(self, desired: DesiredPool, epoch: int) -> None:
+        """Bring the pool to what is desired; the same again changes nothing. :param epoch: of the server that asks."""
+        names = seat_names(self.pool_id)
+        if not self._generation:
+            self._generation = self._workshop.last_generation(self.pool_id, names)
+            self._take_over(desired, names)
+        self._generation = max(self._generation, desired.generation_floor)
+        hurries, self._attempt = desired.attempt > self._attempt, max(self._attempt, desired.attempt)
+        self._next_model = desired.next.model if desired.next is not None else ""
+        if epoch > self._epoch:
+            self._epoch = epoch
+            for worker in list(self._workers.values()):
+                worker.serve(epoch)
+        self._carry_out(self._machine.desire(*_plans(desired)))
+        if hurries:
+            for worker in list(self._workers.values()):
+                worker.hurry()
+        self._flush()
+
+    def state(self) -> Told:
+        """How it stands now."""
+        worker = self._workers.get(self._machine.voice)
+        return self._last.get(worker, self._told) if worker is not None else self._told
 
     async def stop(self) -> None:
-        """End the engine and wait until it is gone."""
-        self._apply(self._lifecycle.stop(self._now_ms()))
-        await self._stopped.wait()
-        await self._settle()
+        """End the pool's engines and wait until they are gone."""
+        self._carry_out(self._machine.desire(None))
+        self._flush()
+        while self._workers or self._retired:
+            self._settled.clear()
+            await self._settled.wait()
+        await self._finish()
 
     async def detach(self) -> None:
-        """Look after the engine no longer, and let it live."""
-        self._arm(None)
-        self._host.detach()
-        self._drop_client()
-        await self._settle()
+        """Look after the engines no longer, and let them live."""
+        workers = [*self._workers.values(), *self._retired]
+        self._workers, self._retired = {}, set()
+        await asyncio.gather(*(worker.detach() for worker in workers))
+        await self._finish()
 
-    # --- the machine
+    async def _finish(self) -> None:
+        for job in list(self._jobs):
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await asyncio.gather(*(worker.settle() for worker in self._names))
 
-    def _apply(self, effects: Effects) -> None:
-        for effect in effects:
-            match effect:
-                case Begin():
-                    self._begin()
-                case Terminate():
-                    self._drop_client()
-                    self._host.terminate()
-                case Kill():
-                    self._host.kill()
-                case Arm(delay_ms=delay_ms):
-                    self._arm(delay_ms)
-                case Report(trouble=trouble, retry_ms=retry_ms):
-                    self._drop_client()
-                    self._unready(trouble, retry_ms)
-                case Stopped():
-                    self._drop_client()
-                    self._stopped.set()
+    # --- who speaks for it
 
-    def _begin(self) -> None:
-        began_ms = self._now_ms()
-        try:
-            found = self._host.begin()
-        except StartError as error:
-            self._apply(self._lifecycle.exited(error.trouble, began_ms))
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that serves, while it is ready."""
+        worker = self._workers.get(self._machine.voice)
+        return worker.engine if worker is not None else None
+
+    @property
+    def properties(self) -> EngineProperties | None:
+        """What it said of itself."""
+        worker = self._workers.get(self._machine.voice)
+        return worker.properties if worker is not None else None
+
+    @property
+    def phases(self) -> dict[Seat, Phase]:
+        """Where its engines stand."""
+        return {seat: worker.phase for seat, worker in self._workers.items()}
+
+    def logs(self) -> list[str]:
+        """Names of the seats that have an engine, the speaking one first."""
+        voice = self._machine.voice
+        return [self._names[self._workers[seat]] for seat in sorted(self._workers, key=lambda one: one is not voice)]
+
+    # --- WorkerEvents
+
+    def worker_ready(self, worker: Worker, readiness: Readiness) -> None:
+        """An engine decoded."""
+        order = self._order_of(worker)
+        if order is None:
             return
-        self._work = asyncio.get_running_loop().create_task(self._run(found, began_ms))
-
-    def _exited(self, trouble: Trouble) -> None:
-        self._apply(self._lifecycle.exited(trouble, self._now_ms()))
-
-    def _arm(self, delay_ms: int | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if delay_ms is not None:
-            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._apply(self._lifecycle.timer(self._now_ms()))
-
-    # --- one engine, from its start to its end
-
-    async def _run(self, found: Found, began_ms: int) -> None:
-        """Wait until it can decode, say so, and look after it; ends when it is unhealthy, or is cancelled."""
-        try:
-            client = self._client = self._factory({**self._config, "url": found.url})
-            await self._answers(client)
-            if found.adopted:
-                await self._idles(client)
-            properties = await client.properties()
-            rate = await preload(
-                client, slot=0 if self._host.owned else -1, timeout_s=self._timing.preload_timeout_ms / 1000
-            )
-        except _TroubleError as error:
-            self._unhealthy(error.trouble)
-            return
-        except PreloadError as error:
-            self._unhealthy(Trouble("preload-failed", str(error), ADVICE["preload-failed"]))
-            return
-        except OrchError as error:
-            self._unhealthy(Trouble("not-understood", error.message, error.what_to_do))
-            return
-        except Exception as error:
-            # Whatever a plugin raises, its pool says so and tries again; the other pools are not concerned.
-            self._unhealthy(Trouble("plugin-failed", repr(error), ADVICE["plugin-failed"]))
-            return
-        self.engine, self.properties = client, properties
-        self._apply(self._lifecycle.ready(self._now_ms()))
-        self._events.ready(
-            self.pool_id,
-            properties,
-            generation=found.generation,
-            load_ms=self._now_ms() - began_ms,
-            decode_mtok_s=rate,
+        event = PoolReady(
+            pool_id=self.pool_id,
+            replica_id="r0",
+            generation=readiness.generation,
+            engine_version=readiness.properties.engine_version,
+            model_digest=readiness.properties.model_digest,
+            slots=readiness.properties.slots,
+            ctx=readiness.properties.ctx,
+            flags=readiness.properties.flags,
+            load_ms=readiness.load_ms,
+            decode_mtok_s=readiness.decode_mtok_s,
+            url=readiness.url,
+            devices=list(order.devices),
         )
-        self._unhealthy(await self._fails(client))
+        self._last[worker] = Told(event, readiness.properties)
+        seat = self._seat_of(worker)
+        if seat is not None:
+            self._carry_out(self._machine.ready(seat))
+        self._speak()
+        self._flush()
+        self._spawn(self._measure(worker, readiness.generation, order))
 
-    async def _answers(self, client: Engine) -> None:
-        """Wait until it is up; somebody else's engine that is not there at all is looked for again later."""
-        pause_ms, told = float(self._timing.start_poll_ms), ""
-        while True:
-            health = await self._health(client)
-            match health.state:
-                case EngineState.READY:
-                    return
-                case EngineState.LOADING:
-                    if told != "loading":
-                        told = "loading"
-                        self._unready(Trouble("loading", health.detail, ADVICE["loading"]), 0)
-                case EngineState.FAILED:
-                    raise _TroubleError(_trouble_of(health))
-                case EngineState.UNREACHABLE:
-                    if not self._host.watched:
-                        raise _TroubleError(_trouble_of(health))
-            await asyncio.sleep(pause_ms / 1000)
-            pause_ms = min(pause_ms * 1.3, self._timing.start_poll_ms * 10)
+    def worker_unready(self, worker: Worker, trouble: Trouble, *, retry_ms: int, failures: int) -> None:
+        """An engine does not serve."""
+        seat = self._seat_of(worker)
+        if seat is None:
+            return
+        self._last[worker] = Told(self._unready(trouble, retry_ms, failures))
+        if failures:
+            self._workshop.ended()
+            self._correct(worker, trouble)
+            self._carry_out(self._machine.failed(seat, trouble))
+        self._speak()
+        self._flush()
 
-    async def _health(self, client: Engine) -> EngineHealth:
-        try:
-            async with asyncio.timeout(self._timing.health_timeout_ms / 1000):
-                return await client.health()
-        except TimeoutError:
-            detail = f"no answer to a health check within {self._timing.health_timeout_ms} ms"
-            return EngineHealth(state=EngineState.UNREACHABLE, detail=detail)
-
-    async def _idles(self, client: Engine) -> None:
-        """What the run before this one had asked for is nobody's any more; wait until the engine noticed."""
-        deadline_ms = self._now_ms() + self._timing.preload_timeout_ms
-        while await client.slots_in_use():
-            if self._now_ms() >= deadline_ms:
-                raise _TroubleError(Trouble("stuck", "its slots stay busy", ADVICE["stuck"]))
-            await asyncio.sleep(self._timing.start_poll_ms / 1000)
-
-    async def _fails(self, client: Engine) -> Trouble:
-        """Look after a ready engine; answers what is wrong once something is."""
-        failures = 0
-        while True:
-            # Once it failed, the next looks come sooner.
-            pause_ms = self._timing.start_poll_ms * 10 if failures else self._timing.health_interval_ms
-            await asyncio.sleep(min(pause_ms, self._timing.health_interval_ms) / 1000)
-            self._host.tend()
-            health = await self._health(client)
-            failures = 0 if health.state is EngineState.READY else failures + 1
-            if failures >= self._timing.health_failures:
-                if self._host.watched:
-                    return Trouble("unresponsive", health.detail, ADVICE["unresponsive"])
-                return _trouble_of(health)
-
-    def _unhealthy(self, trouble: Trouble) -> None:
-        self._work = None  # it must not cancel itself
-        self._apply(self._lifecycle.unhealthy(trouble, self._now_ms()))
+    def worker_stopped(self, worker: Worker) -> None:
+        """An engine is gone, as was wanted."""
+        self._workshop.ended()
+        self._last.pop(worker, None)
+        self._spawn(worker.settle())
+        seat = self._seat_of(worker)
+        if seat is None:
+            self._retired.discard(worker)
+        else:
+            del self._workers[seat]
+            self._names.pop(worker, None)
+            self._carry_out(self._machine.stopped(seat))
+            self._speak()
+        self._names.pop(worker, None)
+        self._settled.set()
+        self._flush()
 
     # --- inside
 
-    def _unready(self, trouble: Trouble, retry_ms: int) -> None:
-        self._events.unready(
-            self.pool_id, cause=trouble.cause, detail=trouble.detail, advice=trouble.advice, retry_ms=retry_ms
+    def _carry_out(self, effects: PlanEffects) -> None:
+        for effect in effects:
+            match effect:
+                case Open(seat=seat):
+                    self._open(seat)
+                case End(seat=seat):
+                    self._tell_ending(seat)
+                    self._workers[seat].stop()
+                case Promote():
+                    old = self._workers.pop(Seat.SERVING, None)
+                    self._workers[Seat.SERVING] = self._workers.pop(Seat.NEXT)
+                    if old is not None:
+                        self._retired.add(old)
+                        old.stop()
+                case Reloaded():
+                    self._speak()
+                    event = self._told.event
+                    generation = event.generation if isinstance(event, PoolReady) else 0
+                    self._fact(PoolReloaded(pool_id=self.pool_id, model_ref=self._next_model, generation=generation))
+                case ReloadFailed(trouble=trouble):
+                    self._fact(
+                        PoolReloadFailed(
+                            pool_id=self.pool_id,
+                            model_ref=self._next_model,
+                            cause=trouble.last_cause or trouble.cause,
+                            detail=trouble.detail,
+                            advice=trouble.advice,
+                        )
+                    )
+                case Unloaded():
+                    self._spoke = None
+                    self._tell(Told(self._unready(causes.trouble("unloaded"), 0, 0)))
+
+    def _open(self, seat: Seat) -> None:
+        order = self._machine.plan(seat)
+        taken = set(self._names.values())
+        free = tuple(name for name in seat_names(self.pool_id) if name not in taken)
+        name = self._workshop.seat_of(self.pool_id, free, order) or free[0]
+        worker = self._workshop.worker(
+            self.pool_id,
+            name,
+            order,
+            functools.partial(self._prepare, order),
+            self,
+            self._next_generation,
+            any_port=bool(taken),
+            epoch=self._epoch,
+        )
+        self._workers[seat] = worker
+        self._names[worker] = name
+        self._last[worker] = Told(self._unready(causes.trouble("starting"), 0, 0))
+        worker.start()
+
+    def _take_over(self, desired: DesiredPool, names: tuple[str, ...]) -> None:
+        """End what an earlier run left and nobody names any more."""
+        wanted = [order for order in _plans(desired)[:2] if order is not None]
+        if (
+            desired.handover == "stop-first"
+            and len(wanted) == 2
+            and self._workshop.seat_of(self.pool_id, names, wanted[1])
+        ):
+            wanted = wanted[1:]
+        keep = {self._workshop.seat_of(self.pool_id, names, order) for order in wanted}
+        for name in names:
+            if name not in keep:
+                self._workshop.clear(self.pool_id, name)
+
+    def _next_generation(self) -> int:
+        self._generation += 1
+        return self._generation
+
+    def _seat_of(self, worker: Worker) -> Seat | None:
+        return next((seat for seat, one in self._workers.items() if one is worker), None)
+
+    def _order_of(self, worker: Worker) -> Order | None:
+        seat = self._seat_of(worker)
+        return None if seat is None else self._machine.plan(seat)
+
+    # --- before and after a start
+
+    def _prepare(self, order: Order, cancelled: threading.Event, looks: bool) -> Prepared:
+        """In a worker thread: bring all about that the start needs, and look whether it fits."""
+
+        def progress(phase: str, done: int, total: int, unit: str) -> None:
+            self._loop.call_soon_threadsafe(self._sink.progress, self.pool_id, phase, done, total, unit)
+
+        prepared = self._preparer.prepare(order, progress=progress, cancelled=cancelled)
+        self._loop.call_soon_threadsafe(self._tell_facts, prepared.facts)
+        if looks and self._memory is not None and prepared.predicted_bytes:
+            settle_s = min(SETTLE_S, self._workshop.settle_s())
+            free = fits(prepared.predicted_bytes, self._memory, settle_s=settle_s, cancelled=cancelled)
+            self._loop.call_soon_threadsafe(setattr, self, "_free", free)
+        return prepared
+
+    def _tell_facts(self, facts: tuple[Any, ...]) -> None:
+        for fact in facts:
+            if fact not in self._known_facts:
+                kind = type(fact)
+                self._known_facts = [one for one in self._known_facts if type(one) is not kind] + [fact]
+                self._fact(fact)
+        self._flush()
+
+    async def _measure(self, worker: Worker, generation: int, order: Order) -> None:
+        """What the engine really takes, as a fact."""
+        predicted = worker.prepared.predicted_bytes
+        if self._memory is None or not predicted:
+            return
+        pids, devices = worker.pids(), list(order.devices)
+        observed = await asyncio.to_thread(self._memory.taken_bytes, pids, devices) if pids else {}
+        if observed and worker.engine is not None:
+            self._fact(
+                PoolMeasured(
+                    pool_id=self.pool_id,
+                    generation=generation,
+                    predicted_bytes=dict(predicted),
+                    observed_bytes=dict(observed),
+                )
+            )
+            self._flush()
+
+    def _correct(self, worker: Worker, trouble: Trouble) -> None:
+        """Memory ran out although it was predicted to fit: it needs more than what was free."""
+        if "vram-oom" not in (trouble.cause, trouble.last_cause):
+            return
+        predicted = {device: count for device, count in worker.prepared.predicted_bytes.items() if device != "cpu"}
+        observed = {device: max(count, self._free.get(device, 0)) + 1 for device, count in predicted.items()}
+        if observed:
+            self._fact(
+                PoolMeasured(
+                    pool_id=self.pool_id,
+                    generation=self._generation,
+                    predicted_bytes=predicted,
+                    observed_bytes=observed,
+                )
+            )
+
+    # --- telling
+
+    def _tell_ending(self, seat: Seat) -> None:
+        """Whoever waits on an engine that is ended on purpose hears it before it is gone."""
+        if self._workers.get(seat) is not self._spoke or not isinstance(self._told.event, PoolReady):
+            return
+        trouble = causes.trouble("reloading") if self._next_model else Trouble("unloading", "its engine is being ended")
+        self._tell(Told(self._unready(trouble, 0, 0)))
+
+    def _speak(self) -> None:
+        """Tell what the speaking engine told last, when that is news."""
+        worker = self._workers.get(self._machine.voice)
+        if worker is None or worker not in self._last:
+            return
+        told = self._last[worker]
+        if worker is not self._spoke and isinstance(told.event, PoolUnready) and not told.event.failures:
+            return  # it only began
+        self._spoke = worker
+        if told != self._told:
+            self._tell(told)
+
+    def _tell(self, told: Told) -> None:
+        self._told = told
+        self._batch.append(told)
+
+    def _fact(self, event: object) -> None:
+        self._batch.append(Told(event))
+
+    def _flush(self) -> None:
+        """Tell what came together, in one batch."""
+        batch, self._batch = self._batch, []
+        for told in batch:
+            self._sink.fact(told.event, told.properties)
+
+    def _unready(self, trouble: Trouble, retry_ms: int, failures: int) -> PoolUnready:
+        return PoolUnready(
+            pool_id=self.pool_id,
+            cause=trouble.cause,
+            detail=trouble.detail[:500],
+            advice=trouble.advice,
+            retry_ms=retry_ms,
+            permanent=trouble.permanent,
+            failures=failures,
         )
 
-    def _drop_client(self) -> None:
-        """The engine is not ready any more: whoever waits on its client hears so."""
-        self.engine = self.properties = None
-        work, self._work = self._work, None
-        if work is not None:
-            work.cancel()
-        client, self._client = self._client, None
-        if client is not None:
-            task = asyncio.get_running_loop().create_task(client.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    async def _settle(self) -> None:
-        if self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
-
-    def _now_ms(self) -> int:
-        return self._clock.monotonic_ns() // 1_000_000
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
 
 
-class _TroubleError(Exception):
-    """Ends the bringing up."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.detail)
-        self.trouble = trouble
+def seat_names(pool_id: str) -> tuple[str, ...]:
+    """Names of a pool's seats, under which records and logs are kept; no pool's id holds a "+"."""
+    return (pool_id, f"{pool_id}+1", f"{pool_id}+2")
 
 
-def _trouble_of(health: EngineHealth) -> Trouble:
-    cause = {EngineState.UNREACHABLE: "unreachable", EngineState.LOADING: "loading"}.get(health.state, "unhealthy")
-    return Trouble(cause, health.detail, ADVICE[cause])
+def _plans(desired: DesiredPool) -> tuple[Order | None, Order | None, Any]:
+    if not desired.wanted:
+        return None, None, ""
+    want = order_of(desired.settings, desired.model, desired.devices)
+    following = None
+    if desired.next is not None:
+        following = order_of(desired.next, desired.next_model or desired.next.model, desired.devices)
+    return want, following, desired.handover
+
+
+def order_digest(order: Order) -> str:
+    """Names an order in the record of its engine."""
+    import hashlib
+
+    return hashlib.sha256(msgspec.json.encode(order, order="deterministic")).hexdigest()

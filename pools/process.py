@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from ..core.ports import LaunchPlan
+from . import causes
 from . import identity as identities
 from .identity import MARKER, Identity, ProcessTable
 from .lifecycle import Trouble
+from .oom import OomKills
 
 #: an engine's log is cut to its newer half beyond this
 LOG_BYTES: Final = 4 * 1024 * 1024
@@ -23,6 +25,8 @@ LOG_BYTES: Final = 4 * 1024 * 1024
 TAIL_BYTES: Final = 64 * 1024
 #: between two looks at an adopted process, where the system cannot tell of its end
 POLL_S: Final = 0.25
+#: how long the end of a container may take
+STOP_S: Final = 30.0
 #: what engines need not know: this project's own settings and everybody's secrets
 _WITHHELD: Final = re.compile(r"^LLORCH_|TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
@@ -41,8 +45,13 @@ class EngineProcess:
         table: ProcessTable,
         on_exit: Callable[[Trouble], None],
         child: subprocess.Popen[bytes] | None,
+        oom: OomKills,
+        fixed_port: bool,
     ) -> None:
         self.identity = identity
+        self._oom = oom
+        self._oom_before = oom.count()
+        self._fixed_port = fixed_port
         self._plan = plan
         self._log_path = log_path
         self._table = table
@@ -65,6 +74,11 @@ class EngineProcess:
         if self._child is not None:
             # Popen warns when it is forgotten with its process alive; here that is the intention.
             self._child.returncode = 0
+
+    def said(self) -> Trouble | None:
+        """The cause that its log names, while it still runs."""
+        log = tail(self._log_path, self.identity.log_offset)
+        return causes.in_log(log, self._plan.log_causes, fixed_port=self._fixed_port)
 
     # --- inside
 
@@ -100,7 +114,20 @@ class EngineProcess:
                 os.killpg(self.identity.pid, signal.SIGKILL)
             status = self._child.wait()
         reap_marked(self._table, self.identity.marker, exact=True)
-        on_exit(explain(status, tail(self._log_path, self.identity.log_offset), self._plan))
+        trouble = causes.of_exit(
+            status,
+            tail(self._log_path, self.identity.log_offset),
+            self._plan.log_causes,
+            oom_kills=self._oom.count() - self._oom_before,
+            fixed_port=self._fixed_port,
+        )
+        if not self.identity.stop_argv:
+            on_exit(trouble)
+            return
+        # Ending a container takes a while; it is gone only then.
+        loop = asyncio.get_running_loop()
+        ended = loop.run_in_executor(None, run_stop, self.identity.stop_argv)
+        ended.add_done_callback(lambda _: on_exit(trouble))
 
     def _unwatch(self) -> None:
         if self._pidfd >= 0:
@@ -124,6 +151,9 @@ def spawn(
     table: ProcessTable,
     on_exit: Callable[[Trouble], None],
     environment: Mapping[str, str],
+    oom: OomKills,
+    order: str,
+    fixed_port: bool,
 ) -> EngineProcess:
     """Start an engine; when this returns, its identity is on disk.
 
@@ -142,7 +172,7 @@ def spawn(
             stdout=log,
             stderr=log,
             start_new_session=True,
-            cwd="/",
+            cwd=plan.workdir or "/",
             env={**child_environment(environment), **plan.env, MARKER: marker},
         )
     finally:
@@ -160,20 +190,29 @@ def spawn(
             port=port,
             marker=marker,
             log_offset=offset,
+            order=order,
+            stop_argv=plan.stop_argv,
         )
         identities.write(record, identity)
     except OSError:
         child.kill()
         child.wait()
         raise
-    return EngineProcess(identity, plan, log_path, table, on_exit, child)
+    return EngineProcess(identity, plan, log_path, table, on_exit, child, oom, fixed_port)
 
 
 def adopt(
-    identity: Identity, plan: LaunchPlan, *, log_path: Path, table: ProcessTable, on_exit: Callable[[Trouble], None]
+    identity: Identity,
+    plan: LaunchPlan,
+    *,
+    log_path: Path,
+    table: ProcessTable,
+    on_exit: Callable[[Trouble], None],
+    oom: OomKills,
+    fixed_port: bool,
 ) -> EngineProcess:
     """Watch over an engine that an earlier run of this program started."""
-    return EngineProcess(identity, plan, log_path, table, on_exit, None)
+    return EngineProcess(identity, plan, log_path, table, on_exit, None, oom, fixed_port)
 
 
 def reap_marked(table: ProcessTable, prefix: str, *, exact: bool = False, spare: str = "") -> list[int]:
@@ -188,31 +227,22 @@ def reap_marked(table: ProcessTable, prefix: str, *, exact: bool = False, spare:
     return killed
 
 
+def run_stop(argv: tuple[str, ...]) -> None:
+    """End what an engine started beyond its own group; that there is nothing to end is no error."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=STOP_S,
+            check=False,
+        )
+
+
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment an engine gets."""
     return {name: value for name, value in environment.items() if not _WITHHELD.search(name)}
-
-
-def explain(status: int | None, log: str, plan: LaunchPlan) -> Trouble:
-    """Why a process ended, by its log first and its status second."""
-    if status == -signal.SIGKILL:
-        return Trouble(
-            "killed",
-            "the engine was killed (signal 9)",
-            "If nobody killed it, the system ran out of memory: lower ctx or slots, or use a smaller model.",
-        )
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for pattern, cause, advice in plan.log_causes:
-        for line in lines:
-            if re.search(pattern, line):
-                return Trouble(cause, line[:300], advice)
-    last = lines[-1][:300] if lines else ""
-    if status is None:
-        return Trouble("engine-exited", last, "The pool's log may say more.")
-    if status < 0:
-        name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
-        return Trouble("engine-crashed", f"ended by {name}; {last}".rstrip("; "), "The pool's log may say more.")
-    return Trouble("engine-exited", f"exit status {status}; {last}".rstrip("; "), "The pool's log may say more.")
 
 
 def tail(log_path: Path, offset: int) -> str:

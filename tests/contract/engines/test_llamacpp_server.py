@@ -19,7 +19,7 @@ from llama_orch.plugins.manager import PluginManager
 from llama_orch.plugins.testing.engines import Recorder
 from llama_orch.pools import identity as identities
 from llama_orch.pools.hosts import free_port
-from llama_orch.pools.manager import PoolManager
+from llama_orch.pools.in_process import InProcessPools
 
 from ...engines.real_llama import llama_server
 from ...engines.tiny_gguf import VARIANTS, write_model
@@ -132,7 +132,7 @@ def test_a_pool_of_the_package_starts_serves_says_what_it_runs_and_is_adopted(mo
     plugins = PluginManager(entry_points=False)
 
     def managed():
-        return PoolManager(
+        return InProcessPools(
             data_dir=tmp_path,
             engines=plugins.engines(),
             launchers=plugins.launchers(),

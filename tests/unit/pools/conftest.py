@@ -19,8 +19,8 @@ from llama_orch.core.settings import PoolSettings, ProvisioningSettings, Setting
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.engines.mock import MockEngine
 from llama_orch.pools.identity import owner_of, process_table
-from llama_orch.pools.lifecycle import Timing
-from llama_orch.pools.manager import PoolManager
+from llama_orch.pools.in_process import InProcessPools
+from llama_orch.pools.timing import Timing
 
 PATIENCE_S = 60.0
 TIMING = Timing(
@@ -31,6 +31,9 @@ TIMING = Timing(
     start_poll_ms=5,
     start_timeout_ms=30_000,
     preload_timeout_ms=20_000,
+    permanent_ms=100,
+    open_first_ms=100,
+    open_last_ms=200,
 )
 
 
@@ -82,9 +85,9 @@ def plan_mock_server(config: Mapping[str, Any]) -> LaunchPlan:
     )
 
 
-def managed(data_dir: Path, *, timing: Timing = TIMING) -> PoolManager:
+def managed(data_dir: Path, *, timing: Timing = TIMING) -> InProcessPools:
     """A manager whose engine `wire` is a fast process, and `mock` lives inside this one."""
-    return PoolManager(
+    return InProcessPools(
         data_dir=data_dir,
         engines={"wire": LlamaCpp, "mock": MockEngine},
         launchers={"wire": plan_mock_server},

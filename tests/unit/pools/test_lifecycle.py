@@ -1,18 +1,33 @@
-"""The state machine of an engine: every order of what can happen."""
+"""The state machine of an engine, step by step; every order of what can happen is in tests/property."""
 
-import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-from llama_orch.pools.lifecycle import Arm, Begin, Kill, Lifecycle, Phase, Report, Stopped, Terminate, Timing, Trouble
+from llama_orch.pools.breaker import Circuit
+from llama_orch.pools.lifecycle import (
+    Arm,
+    Begin,
+    Cancel,
+    Kill,
+    Lifecycle,
+    Phase,
+    Prepare,
+    Report,
+    Stopped,
+    Terminate,
+    Trouble,
+)
+from llama_orch.pools.timing import Timing
 
 GONE = Trouble("engine-exited", "exit status 1", "look")
 SICK = Trouble("unresponsive", "", "")
-TIMING = Timing(backoff_first_ms=100, backoff_last_ms=1000, stable_ms=5000, start_timeout_ms=3000, grace_ms=50)
+TIMING = Timing(
+    backoff_first_ms=100, backoff_last_ms=1000, stable_ms=5000, start_timeout_ms=3000, grace_ms=50, breaker_failures=0
+)
+BROKEN = Trouble("bad-model", "cut short", "fetch it again", permanent=True)
 
 
 def started():
     machine = Lifecycle(TIMING, lambda: 1.0)
     machine.start(0)
+    machine.prepared(0)
     return machine
 
 
@@ -24,20 +39,23 @@ def delays(machine, count):
         assert isinstance(effects[1], Arm)
         found.append(effects[1].delay_ms)
         machine.timer(0)
+        machine.prepared(0)
     return found
 
 
-def test_a_start_begins_once_and_arms_the_start_timeout():
+def test_a_start_prepares_and_begins_once_and_arms_the_start_timeout():
     machine = Lifecycle(TIMING, lambda: 1.0)
-    assert machine.start(0) == (Arm(3000), Begin())
+    assert machine.start(0) == (Arm(None), Prepare())
     assert machine.start(1) == ()
+    assert machine.prepared(2) == (Arm(3000), Begin())
+    assert machine.prepared(3) == ()
     assert machine.phase is Phase.STARTING
 
 
 def test_an_exit_is_reported_with_its_cause_and_when_the_next_try_is_due():
     machine = started()
-    assert machine.exited(GONE, 0) == (Report(GONE, 100), Arm(100))
-    assert machine.timer(100) == (Arm(3000), Begin())
+    assert machine.exited(GONE, 0) == (Report(GONE, 100, 1), Arm(100))
+    assert machine.timer(100) == (Arm(None), Prepare())
 
 
 def test_backoff_doubles_up_to_its_bound():
@@ -47,6 +65,7 @@ def test_backoff_doubles_up_to_its_bound():
 def test_jitter_takes_up_to_half_of_a_delay():
     machine = Lifecycle(TIMING, lambda: 0.0)
     machine.start(0)
+    machine.prepared(0)
     assert delays(machine, 2) == [50, 100]
 
 
@@ -80,8 +99,8 @@ def test_a_start_that_takes_too_long_is_ended_politely_then_firmly_and_tried_aga
 def test_an_unhealthy_engine_is_ended_and_its_cause_kept():
     machine = started()
     machine.ready(0)
-    assert machine.unhealthy(SICK, 10) == (Report(SICK, 0), Arm(50), Terminate())
-    assert machine.exited(GONE, 20)[0] == Report(SICK, 100)
+    assert machine.unhealthy(SICK, 10) == (Report(SICK, 0, 1), Arm(50), Terminate())
+    assert machine.exited(GONE, 20)[0] == Report(SICK, 100, 1)
 
 
 def test_a_stop_while_an_engine_is_being_restarted_wins():
@@ -92,78 +111,73 @@ def test_a_stop_while_an_engine_is_being_restarted_wins():
     assert machine.exited(GONE, 12) == (Arm(None), Stopped())
 
 
-class Engines(RuleBasedStateMachine):
-    """Whatever happens in whatever order: at most one engine, and nothing is forgotten."""
-
-    @initialize(jitter=st.floats(0, 1))
-    def begin(self, jitter):
-        self.machine = Lifecycle(TIMING, lambda: jitter)
-        self.now = 0
-        self.alive = False
-        self.timer = None
-        self.wanted = False
-        self.told = Phase.STOPPED
-
-    def carry_out(self, effects):
-        for effect in effects:
-            if isinstance(effect, Begin):
-                assert not self.alive, "a second engine was started beside the first"
-                assert self.wanted
-                self.alive = True
-            elif isinstance(effect, (Terminate, Kill)):
-                assert self.alive, "a process was signalled that is not there"
-            elif isinstance(effect, Arm):
-                self.timer = None if effect.delay_ms is None else self.now + effect.delay_ms
-                assert effect.delay_ms is None or effect.delay_ms >= 0
-            elif isinstance(effect, Stopped):
-                assert not self.alive
-                assert not self.wanted
-
-    @rule(ms=st.integers(0, 10_000))
-    def time_passes(self, ms):
-        until = self.now + ms
-        while self.timer is not None and self.timer <= until:
-            self.now, self.timer = self.timer, None
-            self.carry_out(self.machine.timer(self.now))
-        self.now = until
-
-    @rule()
-    def start(self):
-        if self.machine.phase is Phase.STOPPED:
-            self.wanted = True
-        self.carry_out(self.machine.start(self.now))
-
-    @rule()
-    def stop(self):
-        self.wanted = False
-        self.carry_out(self.machine.stop(self.now))
-
-    @precondition(lambda self: self.alive)
-    @rule()
-    def process_exits(self):
-        self.alive = False
-        self.carry_out(self.machine.exited(GONE, self.now))
-
-    @rule()
-    def ready(self):
-        self.carry_out(self.machine.ready(self.now))
-
-    @rule()
-    def unhealthy(self):
-        self.carry_out(self.machine.unhealthy(SICK, self.now))
-
-    @invariant()
-    def something_always_leads_on(self):
-        if not hasattr(self, "machine"):
-            return
-        phase = self.machine.phase
-        if phase in (Phase.STARTING, Phase.BACKOFF, Phase.ENDING):
-            assert self.timer is not None, f"nothing would ever end {phase}"
-        else:
-            assert self.timer is None
-        assert self.alive == (phase in (Phase.STARTING, Phase.READY, Phase.ENDING))
-        if not self.wanted:
-            assert phase in (Phase.STOPPED, Phase.ENDING)
+def test_what_is_wanted_again_while_it_ends_begins_again_once_it_is_gone():
+    machine = started()
+    machine.ready(0)
+    machine.stop(1)
+    assert machine.start(2) == ()
+    assert machine.exited(GONE, 3) == (Arm(None), Prepare())
 
 
-TestEngines = Engines.TestCase
+def test_a_stop_gives_a_preparation_up_and_is_done_once_that_is_over():
+    machine = Lifecycle(TIMING, lambda: 1.0)
+    machine.start(0)
+    assert machine.stop(1) == (Cancel(),)
+    assert machine.prepared(2) == ()
+    assert machine.exited(Trouble("given-up"), 3) == (Arm(None), Stopped())
+
+
+def test_a_preparation_that_fails_is_told_and_tried_again():
+    machine = Lifecycle(TIMING, lambda: 1.0)
+    machine.start(0)
+    assert machine.exited(GONE, 1) == (Report(GONE, 100, 1), Arm(100))
+    assert machine.timer(101) == (Arm(None), Prepare())
+
+
+def test_too_many_failures_within_the_window_open_the_circuit_and_the_last_cause_is_kept():
+    timing = Timing(backoff_first_ms=100, breaker_failures=3, breaker_window_ms=60_000, open_first_ms=9000)
+    machine = Lifecycle(timing, lambda: 1.0)
+    machine.start(0)
+    machine.prepared(0)
+    delays(machine, 2)
+    report, arm = machine.exited(GONE, 0)
+    assert isinstance(report, Report)
+    assert (report.trouble.cause, report.trouble.last_cause) == ("circuit-open", "engine-exited")
+    assert "3 times within 60 s" in report.trouble.detail
+    assert "engine-exited: exit status 1" in report.trouble.detail
+    assert report.trouble.advice == GONE.advice
+    assert (report.retry_ms, report.failures, arm) == (9000, 3, Arm(9000))
+    assert machine.circuit is Circuit.OPEN
+    # One single try; as it fails, the circuit opens for longer.
+    assert machine.timer(9000) == (Arm(None), Prepare())
+    assert machine.circuit is Circuit.HALF_OPEN
+    assert machine.exited(GONE, 9001)[1] == Arm(18_000)
+    # A try that stays ready for the stable time closes it.
+    machine.timer(27_001)
+    machine.prepared(27_001)
+    machine.ready(27_001)
+    assert machine.exited(GONE, 27_001 + timing.stable_ms) == (Report(GONE, 100, 1), Arm(100))
+    assert machine.circuit is Circuit.CLOSED
+
+
+def test_failures_that_are_far_apart_do_not_open_the_circuit():
+    timing = Timing(backoff_first_ms=100, backoff_last_ms=100, breaker_failures=3, breaker_window_ms=1000)
+    machine = Lifecycle(timing, lambda: 1.0)
+    machine.start(0)
+    for n in range(10):
+        machine.prepared(n * 600)
+        assert machine.exited(GONE, n * 600)[1] == Arm(100)
+        machine.timer(n * 600 + 100)
+
+
+def test_what_only_a_person_can_mend_is_tried_rarely_at_once_and_keeps_its_name():
+    machine = started()
+    assert machine.exited(BROKEN, 0) == (Report(BROKEN, 600_000, 1), Arm(600_000))
+
+
+def test_whoever_mended_it_need_not_wait():
+    machine = started()
+    machine.exited(BROKEN, 0)
+    assert machine.hurry(5) == (Arm(None), Prepare())
+    assert machine.circuit is Circuit.CLOSED
+    assert machine.hurry(6) == ()

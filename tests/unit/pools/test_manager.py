@@ -11,14 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llama_orch.core.errors import ConfigError
 from llama_orch.core.ports import GenerateJob
 from llama_orch.plugins.testing.engines import Recorder
 from llama_orch.pools import identity as identities
 from llama_orch.pools.hosts import free_port
 from llama_orch.pools.identity import MARKER, owner_of, process_table
-from llama_orch.pools.lifecycle import Phase
-from llama_orch.pools.manager import model_path
+from llama_orch.pools.outfitting import model_path
 
 from .conftest import TIMING, Heard, managed, pids, pool, run, settings
 
@@ -308,7 +306,6 @@ def test_a_port_that_is_taken_is_told_with_advice_and_tried_again(data_dir):
             assert told["advice"] == "Use another port."
             blocker.close()
         await heard.next("a", "ready")
-        assert manager.pools["a"].phase is Phase.READY
         await manager.stop(kill_engines=True)
 
     run(test)
@@ -390,9 +387,13 @@ def test_an_external_server_of_another_kind_is_told_as_that(data_dir):
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(data_dir):
     async def test():
-        with pytest.raises(ConfigError, match="no plugin offers the engine 'nothing'") as caught:
-            await managed(data_dir).start(settings(pool("a", "nothing")), Heard())
-        assert "wire" in caught.value.what_to_do
+        manager, heard = managed(data_dir), Heard()
+        await manager.start(settings(pool("a", "nothing"), pool("m", "mock", options={})), heard)
+        told = await heard.next("a", "bad-configuration")
+        assert "no plugin offers the engine 'nothing'" in told["detail"]
+        assert "wire" in told["advice"]
+        await heard.next("m", "ready")  # the others are not concerned
+        await manager.stop(kill_engines=True)
 
     run(test)
 
