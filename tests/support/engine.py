@@ -47,11 +47,11 @@ class ScriptedAttempt:
 
     # --- what the test lets it do --------------------------------------------------------------------------------
 
-    def start(self, prompt_tokens: int = 3) -> None:
+    def start(self, prompt_tokens: int = 3, cached_tokens: int = 0) -> None:
         """First sign of life."""
         if not self.cancelled:
             with self._on_loop() as sink:
-                sink.started(AttemptStart(prompt_tokens=prompt_tokens))
+                sink.started(AttemptStart(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens))
 
     def say(self, *texts: str) -> None:
         """Say pieces that arrive together, a token each."""

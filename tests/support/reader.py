@@ -10,7 +10,7 @@ from llama_orch.core.errors import OrchError
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
 from llama_orch.core.services.caller import Caller
-from llama_orch.core.services.streams import Ended, Heartbeat, LiveItems, Queued, Started
+from llama_orch.core.services.streams import Ended, Heartbeat, LiveItems, Metered, Queued, Started
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -54,6 +54,8 @@ class Reader:
         self.ended: TaskEnded | None = None
         self.beats = 0
         self.positions: list[int] = []
+        #: data of metrics, and how much of the stream had been read when each came
+        self.metrics: list[tuple[int, dict[str, Any]]] = []
         self.error: OrchError | None = None
         #: what was wrong with what it saw; a stage's check raises it
         self.defect: Exception | None = None
@@ -161,6 +163,8 @@ class Reader:
             self._saw(item.epoch, item.ordinal)
         elif isinstance(item, Heartbeat):
             self.beats += 1
+        elif isinstance(item, Metered):
+            self.metrics.append((len(self.ids), item.data))
         else:
             assert isinstance(item, Queued)
             self.positions.append(item.position)
