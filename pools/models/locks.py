@@ -53,8 +53,8 @@ class Locks:
 
     def take(self, others: Locks) -> None:
         """Hold these too, in their place."""
-        self._locks += others._locks  # noqa: SLF001 - its own kind
-        others._locks = []  # noqa: SLF001 - as above
+        self._locks += others._locks
+        others._locks = []
 
     @property
     def descriptors(self) -> tuple[int, ...]:

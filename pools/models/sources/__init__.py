@@ -14,7 +14,7 @@ def source_of(reference: Reference, environ: Mapping[str, str] | None = None) ->
 
     Args:
         reference: any but ``file``.
-        environ: ``HF_ENDPOINT`` and the like; this process's by default.
+        environ: ``HF_ENDPOINT``, ``HF_TOKEN``; this process's by default.
 
     Raises:
         StagingError: ``missing-package`` with the command that installs it.
@@ -23,7 +23,7 @@ def source_of(reference: Reference, environ: Mapping[str, str] | None = None) ->
     if reference.kind == "hub":
         from .hub import HubSource
 
-        return HubSource(reference, endpoint=environ.get("HF_ENDPOINT") or None)
+        return HubSource(reference, endpoint=environ.get("HF_ENDPOINT") or None, token=environ.get("HF_TOKEN") or None)
     if reference.kind == "objects":
         from .objects import ObjectSource
 
