@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from llama_orch import __version__  # pyright knows no relative name for the root of the folders
 
 if TYPE_CHECKING:
+    from ..plugins.manager import PluginManager
     from ..pools.desired import Pools, PoolSink
     from ..pools.managerd import Managerd
 
@@ -97,10 +98,11 @@ async def _run(options: argparse.Namespace) -> int:
         return EXIT_FAILED
     log = BoundedLog(form="human" if sys.stderr.isatty() else "json", path=directory / LOG_NAME)
     boot_id = process_table().boot_id()
+    plugins = _Plugins()
     try:
         managerd = Managerd(
             directory,
-            lambda sink: _make_pools(data_dir, sink),
+            lambda sink: plugins.make_pools(data_dir, sink),
             Outbox(DirectoryFiles(directory / "outbox"), boot_id=boot_id, incarnation=new_incarnation(time.time_ns())),
             Fence(directory / "fence.json", network.key if network else ""),
             log,
@@ -113,6 +115,7 @@ async def _run(options: argparse.Namespace) -> int:
         _catch_signals(managerd)
         log.say("info", "started", f"pool-managerd {__version__} listens on {', '.join(where)}.", pid=os.getpid())
         _say_ready(options.ready_fd)
+        plugins.load()
         asyncio.get_running_loop().call_later(1, _settle)
         await managerd.run()
         log.say("info", "ended", "pool-managerd ended in order.")
@@ -153,15 +156,28 @@ def _network(options: argparse.Namespace) -> _Network | None:
         raise UnusableError(f"--key-file, --tls-cert or --tls-key: {error}") from error
 
 
-def _make_pools(data_dir: Path, sink: PoolSink) -> Pools:
-    """Plugins are loaded here, with the first commands: whoever connects does not wait for them."""
-    from ..plugins.manager import PluginManager
-    from ..pools.manager import PoolManager
+class _Plugins:
+    """Engines of all plugins; loaded while orchestratord opens its journal."""
 
-    plugins = PluginManager()
-    return PoolManager(
-        data_dir=data_dir, engines=plugins.engines(), launchers=plugins.launchers(), clock=SystemClock(), sink=sink
-    )
+    def __init__(self) -> None:
+        self._found: PluginManager | None = None
+
+    def load(self) -> PluginManager:
+        """Load them, once."""
+        from ..plugins.manager import ENGINES, PluginManager
+
+        if self._found is None:
+            self._found = PluginManager(built_in=[ENGINES])
+        return self._found
+
+    def make_pools(self, data_dir: Path, sink: PoolSink) -> Pools:
+        """What looks after engines."""
+        from ..pools.manager import PoolManager
+
+        plugins = self.load()
+        return PoolManager(
+            data_dir=data_dir, engines=plugins.engines(), launchers=plugins.launchers(), clock=SystemClock(), sink=sink
+        )
 
 
 def _catch_signals(managerd: Managerd) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _NAME = "server.json"
+#: ends a server as SIGTERM does, and leaves its engines to the next one
+STOP_AND_KEEP_ENGINES = signal.SIGUSR2
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ plugin's own tests inherit.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import pluggy
 
-from ..core import schema
 from ..core.entries import EntryBatch, batch_of
 from ..core.errors import (
     ConfigError,
@@ -53,6 +55,9 @@ from ..core.ports import (
 )
 from ..core.scheduling.tensor_split import tensor_shares
 from ..core.types import Entry, PlacementRequest, PoolView, TaskView
+
+if TYPE_CHECKING:
+    from ..core import schema
 
 hookimpl = pluggy.HookimplMarker("llama_orch")
 
@@ -106,3 +111,10 @@ __all__ = [
     "schema",
     "tensor_shares",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The tables of the journal: only databases need them, and importing them takes as long as all the rest."""
+    if name == "schema":
+        return importlib.import_module("llama_orch.core.schema")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import pluggy
@@ -15,19 +15,23 @@ from . import hookspecs
 
 V = TypeVar("V")
 ENTRY_POINT_GROUP = "llama_orch"
-BUILT_IN = ("llama_orch.plugins.engines", "llama_orch.plugins.policy", "llama_orch.plugins.storage")
+ENGINES = "llama_orch.plugins.engines"
+BUILT_IN = (ENGINES, "llama_orch.plugins.policy", "llama_orch.plugins.storage")
 
 
 class PluginManager:
     """The registered plugins and what they offer.
 
+    :param built_in: packages whose modules are plugins; who needs engines alone need not import databases.
     :raises ConfigError: a plugin implements an unknown hook, or two plugins offer the same name.
     """
 
-    def __init__(self, *, entry_points: bool = True, extra: Iterable[object] = ()) -> None:
+    def __init__(
+        self, *, entry_points: bool = True, extra: Iterable[object] = (), built_in: Sequence[str] = BUILT_IN
+    ) -> None:
         self._pm = pluggy.PluginManager("llama_orch")
         self._pm.add_hookspecs(hookspecs)
-        for package in BUILT_IN:
+        for package in built_in:
             module = importlib.import_module(package)
             for info in pkgutil.iter_modules(module.__path__):
                 if info.name.startswith("_"):  # what several plugins share is no plugin

@@ -66,7 +66,6 @@ class PoolClients:
         launchers: engines that are started as processes, by name.
         starter: of the local pool-managerd; ``None`` = somebody else starts it.
         linger_ms: how long it lives without a server.
-        hear_sample: gets each host's devices as they are.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class PoolClients:
         starter: Starter | None,
         linger_ms: int,
         version: str,
-        hear_sample: Callable[[HostSample], None] | None = None,
     ) -> None:
         self._journal = journal
         self._settings = settings
@@ -88,7 +86,7 @@ class PoolClients:
         self._launched = frozenset(launchers)
         self._linger_ms = linger_ms
         self._version = version
-        self._hear_sample = hear_sample
+        self._hear_sample: Callable[[HostSample], None] | None = None
         self._service: FactService | None = None
         self._serving: dict[str, _Served] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -98,6 +96,7 @@ class PoolClients:
         self._changed: dict[str, int] = {}
         self._incarnations: dict[str, str] = {}
         self._owner = ""
+        self._stopping = False
         self._links = {LOCAL: Link(LOCAL, _local_dialer(data_dir / "pools"), self, starter=starter)}
         for host in settings.hosts:
             self._links[host.id] = Link(host.id, _remote_dialer(host), self, key=read_key(Path(host.key_file)))
@@ -116,12 +115,12 @@ class PoolClients:
 
     # --- life
 
-    async def start(self, service: FactService) -> None:
-        """Connect to all hosts; what follows is told to the service.
+    async def start(self, service: FactService, hear_sample: Callable[[HostSample], None]) -> None:
+        """Connect to all hosts; what happens is told to the service, and each host's devices as they are to the other.
 
         :raises JournalUnavailableError: the journal's first frame cannot be committed.
         """
-        self._service = service
+        self._service, self._hear_sample = service, hear_sample
         await self._journal.committed(self._journal.head.next_seq)
         self._owner = await asyncio.to_thread(owner_of_journal, self._journal)
         self._journal.on_committed(self._note)
@@ -132,6 +131,7 @@ class PoolClients:
 
     async def stop(self, *, end_engines: bool) -> None:
         """Connect no more; with ``end_engines`` the engines end too, else they run on for the next server."""
+        self._stopping = True
         await asyncio.gather(*(link.stop(end_engines=end_engines) for link in self._links.values()))
         for pool_id in list(self._serving):
             self._drop(pool_id)
@@ -150,7 +150,7 @@ class PoolClients:
     # --- what shall be
 
     def _note(self, records: list[Recorded]) -> None:
-        if any(record.name in MOVING for record in records):
+        if not self._stopping and any(record.name in MOVING for record in records):
             self._want()
 
     def _want(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -262,7 +262,19 @@ class Managerd:
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    async def _local(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _local(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._begin(self._greet(reader, writer))
+
+    def _remote(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peername") or ("?", 0)
+        self._begin(self._connected(Lines(reader, writer, f"{peer[0]}:{peer[1]}"), from_network=True))
+
+    def _begin(self, connection: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(connection)
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         uid = peer_uid(writer.get_extra_info("socket"))
         lines = Lines(reader, writer, "local" if uid is None else f"uid {uid}")
         if uid is not None and uid != os.getuid():
@@ -271,14 +283,7 @@ class Managerd:
             return
         await self._connected(lines, from_network=False)
 
-    async def _remote(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("peername") or ("?", 0)
-        await self._connected(Lines(reader, writer, f"{peer[0]}:{peer[1]}"), from_network=True)
-
     async def _connected(self, lines: Lines, *, from_network: bool) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         try:
             await self._serve(lines, from_network=from_network)
         except ProtocolError as error:
@@ -286,7 +291,6 @@ class Managerd:
         except (OSError, TimeoutError):
             pass
         finally:
-            self._connections.discard(task)
             if self._commander is lines:
                 self._commander = None
                 self._log.say("info", "disconnected", f"{lines.name} is gone; the engines go on.")
