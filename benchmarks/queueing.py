@@ -160,7 +160,9 @@ class Queueing:
             ahead = len(queue.interactive) if request.priority == "interactive" else len(queue)
         for pool in self.pools.values():
             self._bring_up(pool)
-        found = self.estimator.start(self.head, group, ahead, self.now_ns, priority=request.priority)
+        found = self.estimator.start(
+            self.head, group, ahead, self.now_ns, priority=request.priority, prompt_tokens=request.prompt_tokens
+        )
         self._predicted[task_id] = (found.band, found.p10_ms, found.start_ms, found.p90_ms)
         self._requests[task_id] = request
         self.fold(
@@ -205,7 +207,7 @@ class Queueing:
 
     def _place(self, pool: PoolModel, task_id: str) -> None:
         request = self._requests[task_id]
-        slot = self.head.leases.free_slot(pool.pool_id, pool.slots)
+        slot = next(iter(self.head.leases.free_slots(pool.pool_id, pool.slots)), None)
         assert slot is not None
         self._n += 1
         lease_id = f"l{self._n}"

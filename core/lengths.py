@@ -118,12 +118,13 @@ class LengthCurve:
         second = self._second[bucket] + (self._second[bucket + 1] - self._second[bucket]) * share
         return max(1.0, first), max(1.0, second)
 
-    def quantile(self, permille: int) -> int:
-        """The length that this many thousandths of answers do not pass."""
-        wanted = 1 - permille / 1000
-        for bucket in range(LAST + 1):
+    def quantile(self, permille: int, *, after: int = 0) -> int:
+        """The length that this many thousandths do not pass of the answers that are longer than ``after``."""
+        wanted = self.reaching(after) * (1 - permille / 1000)
+        for bucket in range(bucket_of(after), LAST + 1):
             here, there = self._reach[bucket], self._reach[bucket + 1]
             if there <= wanted:
                 low, high = _EDGES[bucket], _EDGES[bucket + 1]
-                return round(low + (high - low) * (here - wanted) / (here - there)) if here > there else low
-        return _EDGES[LAST]
+                found = round(low + (high - low) * (here - wanted) / (here - there)) if here > there else low
+                return max(after, found)
+        return max(after, _EDGES[LAST])

@@ -34,7 +34,7 @@ _AVERAGE_PART: Final = 8
 _OFF_TO_P90_PERMILLE: Final = 1606
 _FARTHEST: Final = 64 * ONE
 #: what an outcome outside of the interval moves the level of its end by, millionths
-_STEP: Final = 6_000
+_STEP: Final = 10_000
 #: where the residuals of a model lie that is right (of a normal distribution, in twenty equal parts), and what that
 #: belief weighs beside outcomes
 _BELIEF: Final = (50, 151, 255, 363, 478, 603, 747, 920, 1150, 1566)

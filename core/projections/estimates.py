@@ -11,7 +11,16 @@ from typing import Any, Final
 
 import msgspec
 
-from ..events.pool import PoolDeclared, PoolLoading, PoolReady, PoolRetired, PoolUnready
+from ..events.pool import (
+    PoolDeclared,
+    PoolDraining,
+    PoolLoading,
+    PoolReady,
+    PoolRetired,
+    PoolUndrained,
+    PoolUnloading,
+    PoolUnready,
+)
 from ..events.task import TaskAdmitted, TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
 from ..lengths import HELD, UNIT, bucket_of
 from .projection import Projection, Recorded, on
@@ -67,22 +76,56 @@ class Average(msgspec.Struct, gc=False):
         self.seen += 1
 
 
+class Line(msgspec.Struct, gc=False):
+    """A quantity that grows with another one: fading sums for a straight line, and what observations are off it."""
+
+    n: int = 0
+    x: int = 0
+    y: int = 0
+    xx: int = 0
+    xy: int = 0
+    off: Average = msgspec.field(default_factory=Average)
+
+    def add(self, x: int, y: int) -> None:
+        """Take one observation in."""
+        self.off.add(abs(y - self.at(x)) if self.n else y // 2)
+        self.n += 1
+        self.x += x
+        self.y += y
+        self.xx += x * x
+        self.xy += x * y
+        if self.n >= 256:
+            self.n, self.x, self.y, self.xx, self.xy = (v // 2 for v in (self.n, self.x, self.y, self.xx, self.xy))
+
+    def at(self, x: int) -> int:
+        """What is expected there; 0 when nothing is known."""
+        if not self.n:
+            return 0
+        spread = self.n * self.xx - self.x * self.x
+        rise = self.n * self.xy - self.x * self.y
+        if self.n < 8 or spread <= 0 or rise <= 0:
+            return self.y // self.n
+        return max(0, (self.y * spread + rise * (self.n * x - self.x)) // (self.n * spread))
+
+
 class PoolRates(msgspec.Struct, gc=False):
     """What was measured of one pool with its present model."""
 
     group: str
     #: nanoseconds per token of one stream, by how many streams shared the engine meanwhile
     token_ns: dict[int, Average] = {}
-    #: from placement to the engine's first sign of life, microseconds
-    accept_us: Average = msgspec.field(default_factory=Average)
-    #: of the prompt that it read, both fading alike: their ratio is its time per token
+    #: from placement to the engine's first sign of life, microseconds, by tokens of the prompt
+    accept_us: Line = msgspec.field(default_factory=Line)
+    #: all that a task takes of its slot beside its tokens, microseconds, by tokens of the prompt
+    beside_us: Line = msgspec.field(default_factory=Line)
+    #: of the prompt by the engine's word, both fading alike: their ratio is its time per token
     prefill_us: int = 0
     prefill_tokens: int = 0
-    #: from the start on an engine to the first token, microseconds
-    first_token_us: Average = msgspec.field(default_factory=Average)
     load_ms: Average = msgspec.field(default_factory=Average)
     #: when the load that is under way began, 0 = none is
     loading_since_ns: int = 0
+    #: it takes tasks
+    open: bool = False
     #: measured when it was loaded, before any task ran: thousandths of a token per second
     preload_mtok_s: int = 0
     #: streams on it now; their number times how long it lasted, so that a mean over any time is a difference
@@ -112,6 +155,18 @@ class Lane(msgspec.Struct, gc=False):
     #: between two placements while tasks waited: how often the lane gets a turn, whoever else has one
     turn_ms: Average = msgspec.field(default_factory=Average)
     turned_ns: int = 0
+
+
+class Wake(msgspec.Struct, gc=False):
+    """How long a group without an open pool waits for one."""
+
+    #: pools that take tasks now
+    open: int = 0
+    #: since when tasks wait and there is none, 0 = that is not so; and how many others wanted memory then
+    since_ns: int = 0
+    crowd: int = 0
+    #: milliseconds that it took, by that crowd
+    took_ms: dict[int, Counts] = {}
 
 
 class Track(msgspec.Struct, gc=False):
@@ -150,6 +205,7 @@ class Estimates(Projection):
         #: (owner, group, hint), the longest unused first; ("", group, 0) is all of a group, ("", "", 0) all
         self.lengths: dict[tuple[str, str, int], Counts] = {}
         self.lanes: dict[tuple[str, str], Lane] = {}
+        self.wakes: dict[str, Wake] = {}
         self._tracks: dict[str, Track] = {}
 
     # --- what waits ------------------------------------------------------------------------------------------
@@ -174,6 +230,7 @@ class Estimates(Projection):
             since_ns=record.time_ns,
         )
         self._enter(track, lane, record.time_ns)
+        self._look(event.group, record.time_ns)
 
     def _lane(self, group: str, priority: str) -> Lane:
         lane = self.lanes.get((group, priority))
@@ -205,9 +262,69 @@ class Estimates(Projection):
             lane.turned_ns = now_ns
         lane.left += UNIT if gave_up else 0
         lane.waited_ms += (now_ns - track.since_ns) * UNIT // 1_000_000
+        self._look(track.group, now_ns)
         if lane.left > 128 * UNIT or lane.waited_ms > (1 << 40):
             lane.left //= 2
             lane.waited_ms //= 2
+
+    # --- groups without a pool ---------------------------------------------------------------------------------
+
+    def _look(self, group: str, now_ns: int) -> None:
+        """Note when a group begins to wait for a pool, and when it has one."""
+        wake = self.wakes.get(group)
+        if wake is None:
+            wake = self.wakes[group] = Wake()
+        if wake.open or not self._waits(group):
+            if wake.since_ns and wake.open:
+                took = wake.took_ms.setdefault(wake.crowd, Counts())
+                took.add((now_ns - wake.since_ns) // 1_000_000)
+            wake.since_ns = 0
+        elif not wake.since_ns:
+            wake.since_ns, wake.crowd = now_ns, self.crowd(group)
+
+    def _waits(self, group: str) -> bool:
+        return any(
+            (lane := self.lanes.get((group, priority))) is not None and lane.tasks
+            for priority in ("interactive", "batch")
+        )
+
+    def crowd(self, group: str) -> int:
+        """How hard it is to get memory now: 0 = nobody else is at work, 1 = others are, and one more for each group
+        that waits for a pool, up to 3."""
+        waiting = sum(1 for name, wake in self.wakes.items() if wake.since_ns and name != group)
+        working = any(pool.streams for pool in self.pools.values() if pool.group != group)
+        return min(3, waiting + int(working or waiting > 0))
+
+    @on(PoolReady, PoolUnready, PoolDraining, PoolUndrained, PoolUnloading)
+    def _turned(self, record: Recorded) -> None:
+        event = record.payload
+        pool = self.pools.get(event.pool_id)
+        if pool is None:
+            return
+        if isinstance(event, PoolReady):
+            self._loaded(pool, event, record.time_ns)
+        elif isinstance(event, PoolUnready) and event.cause not in ("starting", "loading"):
+            pool.loading_since_ns = 0
+        # Who drains and is undrained was ready before.
+        pool.open = isinstance(event, (PoolReady, PoolUndrained))
+        self._count_open(pool.group, record.time_ns)
+
+    def _count_open(self, group: str, now_ns: int) -> None:
+        wake = self.wakes.get(group)
+        if wake is None:
+            wake = self.wakes[group] = Wake()
+        wake.open = sum(1 for pool in self.pools.values() if pool.group == group and pool.open)
+        self._look(group, now_ns)
+
+    @staticmethod
+    def _loaded(pool: PoolRates, event: PoolReady, now_ns: int) -> None:
+        took_ms = event.load_ms
+        if pool.loading_since_ns:
+            took_ms = (now_ns - pool.loading_since_ns) // 1_000_000
+        if took_ms > 0:
+            pool.load_ms.add(took_ms)
+        pool.loading_since_ns = 0
+        pool.preload_mtok_s = event.decode_mtok_s or pool.preload_mtok_s
 
     # --- what runs -------------------------------------------------------------------------------------------
 
@@ -225,7 +342,8 @@ class Estimates(Projection):
         track.started_ns = record.time_ns
         pool = self.pools.get(track.pool_id)
         if pool is not None:
-            pool.accept_us.add((record.time_ns - track.since_ns) // 1000)
+            if track.attempts == 1:
+                pool.accept_us.add(track.prompt_tokens, (record.time_ns - track.since_ns) // 1000)
             pool.turn(1, record.time_ns)
             track.stream_ns = pool.stream_ns
 
@@ -274,12 +392,13 @@ class Estimates(Projection):
             shared = (pool.stream_ns - track.stream_ns + took_ns // 2) // took_ns
             streams = max(1, min(255, shared))
             pool.token_ns.setdefault(streams, Average()).add(event.decode_ms * 1_000_000 // (event.tokens_out - 1))
-        read = event.prompt_tokens
-        if event.outcome == "completed" and read > 0:
-            pool.first_token_us.add(event.prefill_ms * 1000)
-            pool.prefill_us += event.prefill_ms * 1000 * UNIT
-            pool.prefill_tokens += read * UNIT
-            if pool.prefill_tokens > 65_536 * UNIT * _FADE:
+        if event.outcome == "completed":
+            pool.beside_us.add(track.prompt_tokens, max(0, (now_ns - track.since_ns) // 1000 - event.decode_ms * 1000))
+        read = event.prompt_tokens - event.cached_tokens
+        if event.prefill_ms and read > 0:
+            pool.prefill_us += event.prefill_ms * 1000
+            pool.prefill_tokens += read
+            if pool.prefill_tokens > 1_000_000:
                 pool.prefill_us //= 2
                 pool.prefill_tokens //= 2
 
@@ -294,13 +413,17 @@ class Estimates(Projection):
             new = PoolRates(group=event.model_ref, changed_ns=record.time_ns)
             if old is not None:
                 new.streams, new.stream_ns, new.changed_ns = old.streams, old.stream_ns, old.changed_ns
+                self._count_open(old.group, record.time_ns)
             self.pools[event.pool_id] = new
-            self._forget_lanes()
+            self._count_open(new.group, record.time_ns)
+            self._forget()
 
     @on(PoolRetired)
     def _retired(self, record: Recorded) -> None:
-        self.pools.pop(record.payload.pool_id, None)
-        self._forget_lanes()
+        pool = self.pools.pop(record.payload.pool_id, None)
+        if pool is not None:
+            self._count_open(pool.group, record.time_ns)
+            self._forget()
 
     @on(PoolLoading)
     def _loading(self, record: Recorded) -> None:
@@ -308,32 +431,13 @@ class Estimates(Projection):
         if pool is not None:
             pool.loading_since_ns = record.time_ns
 
-    @on(PoolReady)
-    def _ready(self, record: Recorded) -> None:
-        event: PoolReady = record.payload
-        pool = self.pools.get(event.pool_id)
-        if pool is None:
-            return
-        took_ms = event.load_ms
-        if pool.loading_since_ns:
-            took_ms = (record.time_ns - pool.loading_since_ns) // 1_000_000
-        if took_ms > 0:
-            pool.load_ms.add(took_ms)
-        pool.loading_since_ns = 0
-        pool.preload_mtok_s = event.decode_mtok_s or pool.preload_mtok_s
-
-    @on(PoolUnready)
-    def _unready(self, record: Recorded) -> None:
-        event: PoolUnready = record.payload
-        pool = self.pools.get(event.pool_id)
-        if pool is not None and event.cause not in ("starting", "loading"):
-            pool.loading_since_ns = 0
-
-    def _forget_lanes(self) -> None:
-        """Lanes that are empty and whose group no pool serves any more."""
+    def _forget(self) -> None:
+        """What is known of groups that no pool serves any more, and that nobody waits for."""
         served = {pool.group for pool in self.pools.values()}
         for key in [k for k, lane in self.lanes.items() if not lane.tasks and k[0] not in served]:
             del self.lanes[key]
+        for group in [g for g in self.wakes if g not in served and not self._waits(g)]:
+            del self.wakes[group]
 
     # --- dump ------------------------------------------------------------------------------------------------
 
@@ -342,6 +446,7 @@ class Estimates(Projection):
         return {
             "pools": {name: msgspec.to_builtins(p, str_keys=True) for name, p in sorted(self.pools.items())},
             "lengths": [[*key, msgspec.to_builtins(c, str_keys=True)] for key, c in self.lengths.items()],
+            "wakes": {name: msgspec.to_builtins(w, str_keys=True) for name, w in sorted(self.wakes.items())},
             "lanes": [[*key, msgspec.to_builtins(lane)] for key, lane in sorted(self.lanes.items())],
             "tracks": [[task_id, msgspec.to_builtins(t)] for task_id, t in self._tracks.items()],
         }
@@ -351,4 +456,5 @@ class Estimates(Projection):
         self.pools = {n: msgspec.convert(p, PoolRates, strict=False) for n, p in data["pools"].items()}
         self.lengths = {(o, g, h): msgspec.convert(c, Counts, strict=False) for o, g, h, c in data["lengths"]}
         self.lanes = {(g, p): msgspec.convert(lane, Lane) for g, p, lane in data["lanes"]}
+        self.wakes = {n: msgspec.convert(w, Wake, strict=False) for n, w in data["wakes"].items()}
         self._tracks = {task_id: msgspec.convert(t, Track) for task_id, t in data["tracks"]}

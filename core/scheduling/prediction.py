@@ -23,6 +23,8 @@ _Z: Final = 1.2816
 _GRID: Final = tuple(1.5**step / 150 for step in range(18))
 #: relative error of measured rates that no number of observations takes away
 _DRIFT: Final = 0.06
+#: and what it is taken for at most, however little was seen
+_MOST_DOUBT: Final = 0.45
 
 
 class Curve(Protocol):
@@ -58,9 +60,8 @@ class PoolLoad(msgspec.Struct, gc=False):
     token_us: float
     #: of each task, beside its tokens: taking it over, reading its prompt
     overhead_us: float
-    #: until it takes tasks at all, and what 80 % of such times are off by
-    opens_us: float = 0.0
-    opens_off_us: float = 0.0
+    #: until it takes tasks at all: 10, 50 and 90 %
+    opens_us: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class Situation(msgspec.Struct, gc=False):
@@ -86,22 +87,23 @@ class Situation(msgspec.Struct, gc=False):
 
 def start_us(situation: Situation) -> tuple[float, float, float]:
     """Microseconds until the start that are not passed with 10, 50 and 90 %."""
-    soonest = min((p.opens_us for p in situation.pools), default=0.0)
-    off = max((p.opens_off_us for p in situation.pools if p.opens_us == soonest), default=0.0)
-    off = math.hypot(off if soonest else 0.0, situation.accept_off_us)
+    opens = min((p.opens_us for p in situation.pools), key=lambda three: three[1], default=(0.0, 0.0, 0.0))
+    soonest = opens[1]
+    off = situation.accept_off_us
     middle = soonest + situation.accept_us
-    if sum(p.free for p in situation.pools if p.opens_us == soonest) > situation.ahead or not situation.pools:
-        return max(0.0, middle - off), middle, middle + off
+    if not situation.pools or sum(p.free for p in situation.pools if p.opens_us == opens) > situation.ahead:
+        return _around(middle, (soonest - opens[0], off), (opens[2] - soonest, off))
     low, half, high = _turns_us(situation, soonest)
     if situation.turn_us:
         turn = (situation.lane_ahead + 0.5) * situation.turn_us
         spread = _Z * math.sqrt(situation.lane_ahead + 0.5) * situation.turn_off_us
         low, half, high = max(low, turn - spread), max(half, turn), max(high, turn + spread)
-    return (
-        max(0.0, middle + half - math.hypot(half - low, off)),
-        middle + half,
-        middle + half + math.hypot(high - half, off),
-    )
+    return _around(middle + half, (soonest - opens[0], off, half - low), (opens[2] - soonest, off, high - half))
+
+
+def _around(middle: float, below: Sequence[float], above: Sequence[float]) -> tuple[float, float, float]:
+    """The middle, and an interval whose two sides are each made of independent ones."""
+    return max(0.0, middle - math.hypot(*below)), middle, middle + math.hypot(*above)
 
 
 def _turns_us(situation: Situation, soonest: float) -> tuple[float, float, float]:
@@ -115,7 +117,7 @@ def _turns_us(situation: Situation, soonest: float) -> tuple[float, float, float
     pace = sum(count / took for count, took in zip(slots, takes, strict=True))
     if pace <= 0.0:
         return 0.0, 0.0, 0.0
-    doubt = spread / max(1.0, situation.mean_tokens**2) / (situation.seen + 1) + _DRIFT**2
+    doubt = min(_MOST_DOUBT**2, spread / max(1.0, situation.mean_tokens**2) / (situation.seen + 1) + _DRIFT**2)
     even = (ahead + 1) / pace
     grid = [even * multiple for multiple in _GRID]
     means, variances = [0.0] * len(grid), [0.0] * len(grid)
@@ -123,7 +125,7 @@ def _turns_us(situation: Situation, soonest: float) -> tuple[float, float, float
         idle_us = before = before_us = 0.0
         for at, now_us in enumerate(grid):
             opened = settled = 0.0
-            if now_us >= pool.opens_us - soonest:
+            if now_us >= pool.opens_us[1] - soonest:
                 opened += pool.free
             for task in pool.running:
                 more = (now_us - task.delay_us) / pool.token_us

@@ -29,7 +29,7 @@ from ..journal.journal import Journal
 from ..projections.pools import PoolState
 from ..settings import Settings
 from ..types import PlacementRequest, TaskRequest
-from .bodies import Bodies, body_of, request_digest
+from .bodies import Bodies, body_of, prefixes, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
@@ -152,7 +152,9 @@ class AdmissionService:
         position = max(0, self._journal.head.queue.position(task_id))
         state = self._journal.task(task_id)
         estimate = (
-            self._estimate(state.admitted.group, position, state.admitted.priority) if state else StartEstimate(0, 0, 0)
+            self._estimate(state.admitted.group, position, state.admitted.priority, state.admitted.prompt_tokens)
+            if state
+            else StartEstimate(0, 0, 0)
         )
         return Admission(
             task_id, position, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, True, self._journal.head.next_seq
@@ -204,7 +206,7 @@ class AdmissionService:
         lane = len(queue.interactive) if queue else 0
         ahead = lane if request.priority == "interactive" or queue is None else len(queue)
         dropped = self._make_room(group, pools)
-        estimate = self._estimate(group, ahead, request.priority)
+        estimate = self._estimate(group, ahead, request.priority, prompt_tokens)
         deadline_ns = now + request.deadline_ms * 1_000_000 if request.deadline_ms else 0
         if request.deadline_ms and estimate.p10_ms > request.deadline_ms:
             msg = f"the task would start in about {estimate.start_ms} ms, after its deadline"
@@ -242,6 +244,7 @@ class AdmissionService:
             cancel_on_disconnect=cancels,
             kv_cold=request.kv_hint == "cold",
             placement=placement_record(request.placement),
+            prefixes=[] if request.session_id else prefixes(body_of(request)),
             api=api,
             queue_position=ahead,
             predicted_start_ms=estimate.start_ms,
@@ -256,8 +259,9 @@ class AdmissionService:
             task_id, ahead, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, False, self._journal.head.next_seq
         )
 
-    def _estimate(self, group: str, ahead: int, priority: str) -> StartEstimate:
-        return self._estimator.start(self._journal.head, group, ahead, self._journal.now_ns(), priority=priority)
+    def _estimate(self, group: str, ahead: int, priority: str, prompt_tokens: int = 0) -> StartEstimate:
+        head, now = self._journal.head, self._journal.now_ns()
+        return self._estimator.start(head, group, ahead, now, priority=priority, prompt_tokens=prompt_tokens)
 
     def _group(self, model_ref: str) -> str:
         pools = self._journal.head.pools

@@ -59,6 +59,7 @@ class Estimator:
         now_ns: int,
         *,
         priority: str = INTERACTIVE,
+        prompt_tokens: int = 0,
         pools: Sequence[PoolState] | None = None,
     ) -> StartEstimate:
         """When a task starts that has ``ahead`` tasks before it.
@@ -69,10 +70,11 @@ class Estimator:
             ahead: queued tasks that come before it.
             now_ns: Unix ns.
             priority: its priority; whoever has more of it will overtake it.
+            prompt_tokens: of its prompt, which some engines read before they say that they began.
             pools: those of the group's pools that may take it; ``None`` = all.
         """
         serving = head.pools.serving(group) if pools is None else pools
-        situation, band = self._situation(head, group, serving, ahead, now_ns, priority)
+        situation, band = self._situation(head, group, serving, ahead, now_ns, priority, prompt_tokens)
         model = [round(us / 1000) for us in start_us(situation)]
         low, middle, high = head.of(Calibration).corrected(group, band, model)
         middle = max(low, middle)
@@ -92,7 +94,7 @@ class Estimator:
         if position < 0:
             pool = rates.pools.get(state.pool_id)
             slots = max(1, head.leases.count(state.pool_id))
-            running = self._running(rates, pool, state, now_ns)
+            running = self._running(rates, pool, state, now_ns, slots)
             more = (left_us - running.delay_us) / token_us(pool, slots)
             return round(1000 * curve.ends_within(more, after=state.tokens_out, cap=admitted.max_tokens))
         estimate = self.start(head, admitted.group, position, now_ns, priority=admitted.priority)
@@ -132,7 +134,14 @@ class Estimator:
     # --- what the model reads --------------------------------------------------------------------------------
 
     def _situation(
-        self, head: Head, group: str, serving: Sequence[PoolState], ahead: int, now_ns: int, priority: str
+        self,
+        head: Head,
+        group: str,
+        serving: Sequence[PoolState],
+        ahead: int,
+        now_ns: int,
+        priority: str,
+        prompt_tokens: int,
     ) -> tuple[Situation, str]:
         rates = head.of(Estimates)
         lanes = [lane for p in (INTERACTIVE, BATCH) if (lane := rates.lanes.get((group, p))) is not None]
@@ -154,21 +163,22 @@ class Estimator:
                 token_us=token_us(measured, most),
                 overhead_us=prompt_us(measured, prompt),
             )
-            if not pool.ready:
-                load.opens_us, load.opens_off_us = opens_us(measured, now_ns)
+            if pool not in ready:
+                load.opens_us = self._opens_us(rates, group, measured, now_ns)
             elif pool.suspect_until_ns > now_ns:
-                load.opens_us = (pool.suspect_until_ns - now_ns) / 1000
+                left = (pool.suspect_until_ns - now_ns) / 1000
+                load.opens_us = (left, left, left)
             for lease_id in head.leases.slots.get(name, {}).values():
                 state = head.tasks.live.get(head.leases.by_id[lease_id].task_id)
-                load.running.append(self._running(rates, measured, state, now_ns))
+                load.running.append(self._running(rates, measured, state, now_ns, most))
             load.free = max(0, most - len(load.running))
             if pool in ready:
-                free += load.free if not load.opens_us else 0
+                free += load.free if not load.opens_us[1] else 0
                 slots += most
             loads.append(load)
-            if measured is not None and measured.accept_us.seen:
-                accept_us.append(measured.accept_us.mean)
-                accept_off.append(measured.accept_us.off)
+            if measured is not None and measured.accept_us.n:
+                accept_us.append(measured.accept_us.at(prompt_tokens))
+                accept_off.append(measured.accept_us.off.mean)
         situation = Situation(
             pools=loads,
             ahead=ahead,
@@ -182,18 +192,54 @@ class Estimator:
         if priority == BATCH and own is not None and own.turn_ms.seen and _others_came(rates, group, now_ns):
             situation.turn_us, situation.turn_off_us = own.turn_ms.mean * 1000.0, 1250.0 * own.turn_ms.off
             situation.lane_ahead = min(ahead, own.tasks)
-        return situation, _band(free, slots, ahead, priority)
+        loading = not ready and any(
+            (known := rates.pools.get(p.declared.pool_id)) is not None and known.loading_since_ns for p in chosen
+        )
+        return situation, _band(free, slots, ahead, priority, loading=loading)
 
-    def _running(self, rates: Estimates, pool: PoolRates | None, state: TaskState | None, now_ns: int) -> Running:
+    def _opens_us(
+        self, rates: Estimates, group: str, pool: PoolRates | None, now_ns: int
+    ) -> tuple[float, float, float]:
+        """Until a pool that takes no tasks now does: 10, 50 and 90 %."""
+        mean = pool.load_ms.mean if pool is not None and pool.load_ms.seen else _LOAD_MS
+        off = _OFFS * pool.load_ms.off if pool is not None and pool.load_ms.seen else mean
+        if pool is not None and pool.loading_since_ns:
+            so_far = (now_ns - pool.loading_since_ns) / 1e6
+            left = max(mean - so_far, off / 2, 1.0)
+            return max(0.0, left - off) * 1000, left * 1000, (left + off) * 1000
+        wake = rates.wakes.get(group)
+        crowd = rates.crowd(group) if wake is None or not wake.since_ns else wake.crowd
+        waited = (now_ns - wake.since_ns) // 1_000_000 if wake is not None and wake.since_ns else 0
+        layers = [
+            (counts.stops, counts.cuts, 0 if level == crowd else 4)
+            for level, counts in sorted(wake.took_ms.items() if wake is not None else ())
+        ]
+        layers += [
+            (counts.stops, counts.cuts, 6)
+            for name, other in sorted(rates.wakes.items())
+            if name != group and (counts := other.took_ms.get(crowd)) is not None
+        ]
+        curve = LengthCurve([*layers, (shifted_prior(mean), {}, 0)])
+        low, half, high = (curve.quantile(permille, after=waited) - waited for permille in (100, 500, 900))
+        return low * 1000.0, half * 1000.0, high * 1000.0
+
+    def _running(
+        self, rates: Estimates, pool: PoolRates | None, state: TaskState | None, now_ns: int, streams: int
+    ) -> Running:
         if state is None:
             # Ended, but its slot was not seen free yet.
             return Running(curve=self.curve(rates, "", "", 0), tokens=0, cap=1, delay_us=_FREEING_US)
         admitted = state.admitted
         curve = self.curve(rates, admitted.owner, admitted.group, admitted.expected_tokens.bit_length())
-        delay_us = 0.0
-        if not state.tokens_out:
-            delay_us = max(0.0, prompt_us(pool, admitted.prompt_tokens) - (now_ns - state.placed_ns) / 1000)
-        return Running(curve=curve, tokens=state.tokens_out, cap=admitted.max_tokens, delay_us=delay_us)
+        delay_us, tokens = 0.0, state.tokens_out
+        if not tokens:
+            delay_us = prompt_us(pool, admitted.prompt_tokens) - (now_ns - state.placed_ns) / 1000
+        # What it has said since it was last heard of: engines tell in pieces.
+        since_us = max(0.0, (now_ns - state.entry_ns) / 1000) if tokens else max(0.0, -delay_us)
+        tokens += int(since_us / token_us(pool, streams))
+        if admitted.max_tokens:
+            tokens = max(state.tokens_out, min(tokens, admitted.max_tokens - 1))
+        return Running(curve=curve, tokens=tokens, cap=admitted.max_tokens, delay_us=max(0.0, delay_us))
 
     def _work(self, rates: Estimates, group: str, lanes: Sequence[Lane]) -> tuple[float, float, int, int]:
         """Mean tokens and mean square of what waits, observations behind that, and mean tokens of the prompts."""
@@ -237,10 +283,10 @@ def _seen(own: Counts | None, of_group: Counts | None) -> int:
     return max(own.seen if own else 0, min(12, of_group.seen) if of_group else 0)
 
 
-def _band(free: int, slots: int, ahead: int, priority: str) -> str:
+def _band(free: int, slots: int, ahead: int, priority: str, *, loading: bool) -> str:
     """How busy a group is for somebody who comes now."""
     if not slots:
-        band = "load"
+        band = "load" if loading else "swap"
     elif ahead < free:
         band = "free"
     elif ahead < slots:
@@ -265,22 +311,8 @@ def token_us(pool: PoolRates | None, streams: int) -> float:
 
 
 def prompt_us(pool: PoolRates | None, tokens: int) -> float:
-    """From placement to the first token, for a prompt of so many tokens."""
-    if pool is None:
-        return float(_ACCEPT_US)
-    accept = pool.accept_us.mean if pool.accept_us.seen else _ACCEPT_US
-    return accept + (tokens * pool.prefill_us / pool.prefill_tokens if pool.prefill_tokens else 0.0)
-
-
-def opens_us(pool: PoolRates | None, now_ns: int) -> tuple[float, float]:
-    """Until a pool that is not ready takes tasks, and what 80 % of such times are off by."""
-    if pool is None or not pool.load_ms.seen:
-        mean, off = float(_LOAD_MS), float(_LOAD_MS)
-    else:
-        mean, off = float(pool.load_ms.mean), _OFFS * pool.load_ms.off
-    if pool is not None and pool.loading_since_ns:
-        mean = max(mean - (now_ns - pool.loading_since_ns) / 1e6, off / 2)
-    return mean * 1000, off * 1000
+    """What a task with such a prompt takes of a slot beside its tokens: being taken over, its prompt being read."""
+    return float(pool.beside_us.at(tokens)) if pool is not None and pool.beside_us.n else float(_ACCEPT_US)
 
 
 def _others_came(rates: Estimates, group: str, now_ns: int) -> bool:
