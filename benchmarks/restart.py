@@ -280,7 +280,7 @@ async def write_tail(folder: Path, upto_seq: int, tokens: int, first_task: int) 
         while journal.head.next_seq < upto_seq:
             while len(running) < _STREAMS:
                 task_id, begun = name_of(tasks), tasks - first_task
-                slot = journal.head.leases.free_slot(_POOL, _STREAMS)
+                slot = next(iter(journal.head.leases.free_slots(_POOL, _STREAMS)), None)
                 assert slot is not None
                 events, row = first_events(task_id, slot, journal.now_ns())
                 journal.append(events, actor="benchmark", correlation="bench", bodies=[row])

@@ -15,6 +15,12 @@ class LeaseGranted:
     attempt: int
     #: index of the slot within the pool
     slot: int
+    #: start of the engine that the slot belongs to; 0 = not known
+    generation: int = 0
+    #: what the slot works on, most telling first: a session, or beginnings of the prompt (SES-2)
+    keys: list[str] = []
+    #: the slot worked on the first of these last, so that the engine may still hold its KV cache
+    warm: bool = False
 
 
 @event("lease.released", stream="pool", key="pool_id")

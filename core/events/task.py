@@ -82,6 +82,8 @@ class TaskAdmitted:
     #: the caller wants no cached prefix
     kv_cold: bool = False
     placement: PlacementRecord | None = None
+    #: digests of the prompt's beginnings, longest first; only without a session (SES-2)
+    prefixes: list[str] = []
     #: which rendering the caller asked for: "tasks", "openai.chat", ...
     api: str = "tasks"
     queue_position: int = 0

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from ..errors import CorruptJournalError
+from .affinity import Affinity
 from .gpus import Gpus
 from .leases import Leases
 from .outboxes import Outboxes
@@ -62,6 +63,7 @@ class Head:
         self.sessions = self.of(Sessions)
         self.outboxes = self.of(Outboxes)
         self.gpus = self.of(Gpus)
+        self.affinity = self.of(Affinity)
 
     def of(self, kind: type[P]) -> P:
         """The projection of a type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -33,16 +34,12 @@ class Leases(Projection):
         """Leases held on a pool."""
         return len(self.slots.get(pool_id, ()))
 
-    def free_slot(self, pool_id: str, slots: int, preferred: int = -1) -> int | None:
-        """The lowest free slot of a pool (or the preferred one when it is free), ``None`` when all are taken."""
+    def free_slots(self, pool_id: str, slots: int) -> Sequence[int]:
+        """The free slots of a pool that has so many."""
         used = self.slots.get(pool_id)
         if not used:
-            return preferred if 0 <= preferred < slots else (0 if slots else None)
-        if len(used) >= slots:
-            return None
-        if 0 <= preferred < slots and preferred not in used:
-            return preferred
-        return next((n for n in range(slots) if n not in used), None)
+            return range(slots)
+        return [n for n in range(slots) if n not in used] if len(used) < slots else ()
 
     @on(LeaseGranted)
     def _granted(self, record: Recorded) -> None:

@@ -17,6 +17,9 @@ from ..types import ChatMessage, TaskRequest
 #: a body is stored in pieces of at most this size, so that a large prompt never makes one huge row
 PIECE_BYTES = 65_536
 
+_SHORTEST_PREFIX = 256
+_PREFIXES = 6
+
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -46,6 +49,27 @@ def request_digest(request: TaskRequest) -> str:
     data = msgspec.to_builtins(request)
     data.pop("task_id", None)
     return hashlib.sha256(_encode(data)).hexdigest()
+
+
+def prefixes(body: RequestBody) -> list[str]:
+    """Short digests of the beginnings of what was written, longest first: prompts that begin alike share some.
+
+    Beginnings of 256 bytes, 1 KiB, 4 KiB and so on, as far as the text goes. What every prompt of one agent has in
+    common counts as well as a conversation that goes on.
+    """
+    longest = _SHORTEST_PREFIX * 4 ** (_PREFIXES - 1)
+    raw = (body.prompt or "")[:longest].encode(errors="surrogatepass")
+    for message in body.messages or ():
+        if len(raw) >= longest:
+            break
+        raw += _encode([message.role, message.content]) + b"\0"
+    found: list[str] = []
+    digest, done, size = hashlib.sha256(), 0, _SHORTEST_PREFIX
+    while size <= len(raw) and len(found) < _PREFIXES:
+        digest.update(raw[done:size])
+        found.append(digest.hexdigest()[:12])
+        done, size = size, size * 4
+    return found[::-1]
 
 
 def content_id(raw: bytes) -> str:

@@ -35,7 +35,7 @@ from ..types import TaskPhase
 from .attempt import Attempt, AttemptEvents
 from .bodies import Bodies, RequestBody, content_id, pieces
 from .engines import EngineDirectory
-from .placement import Placement
+from .placement import Placement, affinity_keys
 from .texts import TaskTexts
 
 #: tasks of each priority that are looked at behind one that waits for certain pools
@@ -170,9 +170,10 @@ class Dispatcher:
                 self._fail_task(state, PoolUnavailableError(msg))
             return bool(wish)
         pool = head.pools.by_id[decision.selected_pool_id]
-        slot = head.leases.free_slot(decision.selected_pool_id, pool.slots)
-        if slot is None:
+        found = self._placement.slot(head, pool, state)
+        if found is None:
             return False
+        slot, warm = found
         attempt, lease_id = state.attempt + 1, self._new_id()
         placed = TaskPlaced(
             task_id=state.task_id,
@@ -182,7 +183,14 @@ class Dispatcher:
             decision=decision,
         )
         granted = LeaseGranted(
-            lease_id=lease_id, pool_id=decision.selected_pool_id, task_id=state.task_id, attempt=attempt, slot=slot
+            lease_id=lease_id,
+            pool_id=decision.selected_pool_id,
+            task_id=state.task_id,
+            attempt=attempt,
+            slot=slot,
+            generation=pool.observed.generation if pool.observed else 0,
+            keys=affinity_keys(state),
+            warm=warm,
         )
         seq = journal.append([placed, granted], actor="scheduler", correlation=state.correlation)
         journal.when_committed(seq, partial(self._launch, state.task_id, attempt, lease_id, slot))

@@ -103,6 +103,14 @@ def unmet_wish(
     return ""
 
 
+def affinity_keys(state: TaskState) -> list[str]:
+    """What a slot works on when it works on this task: its session, else its prompt's beginnings; per owner."""
+    admitted = state.admitted
+    if admitted.session_id:
+        return [f"s:{admitted.session_id}"]
+    return [f"p:{admitted.owner}:{admitted.group}:{prefix}" for prefix in admitted.prefixes]
+
+
 class Placement:
     """Asks the configured policy; what it does not know (suspect pools, strict runs) is filtered before."""
 
@@ -156,8 +164,32 @@ class Placement:
             snapshot = PlacementSnapshot(
                 now_ns=snapshot.now_ns, pools=tuple(p for p in snapshot.pools if p.pool_id not in shared)
             )
-        session = head.sessions.by_id.get(state.admitted.session_id) if state.admitted.session_id else None
-        decision = self.policy.decide(snapshot, task_view(state, session.pool_id if session else ""))
+        decision = self.policy.decide(snapshot, task_view(state, self._warm_pool(head, state)))
         if decision is not None and filters:
             decision = msgspec.structs.replace(decision, filters_applied=[*filters, *decision.filters_applied])
         return decision
+
+    @staticmethod
+    def _warm_pool(head: Head, state: TaskState) -> str:
+        """The pool that may hold the task's KV cache; "" = none."""
+        warm = head.affinity.warm(affinity_keys(state))
+        pool = head.pools.by_id.get(warm.pool_id) if warm is not None else None
+        if warm is None or pool is None or pool.observed is None or pool.observed.generation != warm.generation:
+            return ""
+        return warm.pool_id
+
+    @staticmethod
+    def slot(head: Head, pool: PoolState, state: TaskState) -> tuple[int, bool] | None:
+        """A free slot of the pool for the task, and whether it may hold its KV cache; ``None``: all are taken.
+
+        Its own, if it is free; else the one that is missed least, so that others find theirs.
+        """
+        pool_id = pool.declared.pool_id
+        free = head.leases.free_slots(pool_id, pool.slots)
+        if not free:
+            return None
+        warm = head.affinity.warm(affinity_keys(state))
+        generation = pool.observed.generation if pool.observed else 0
+        if warm is not None and (warm.pool_id, warm.generation) == (pool_id, generation) and warm.slot in free:
+            return warm.slot, True
+        return head.affinity.coldest(pool_id, free), False

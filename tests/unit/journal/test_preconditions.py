@@ -164,14 +164,11 @@ def test_what_two_attempts_say_within_one_frame_stays_apart() -> None:
         assert lease in stage.journal.head.leases.by_id
 
 
-def test_the_lowest_free_slot_is_given_or_the_one_that_is_preferred() -> None:
+def test_slots_that_nobody_holds_are_free() -> None:
     with on_stage(slots={"p": 3}) as stage:
         leases = stage.journal.head.leases
-        assert leases.free_slot("p", 3) == 0
-        assert leases.free_slot("p", 3, preferred=2) == 2
-        assert leases.free_slot("p", 0) is None
+        assert list(leases.free_slots("p", 3)) == [0, 1, 2]
+        assert list(leases.free_slots("p", 0)) == []
         stage.submit()
-        assert leases.free_slot("p", 3) == 1
-        assert leases.free_slot("p", 3, preferred=0) == 1
-        assert leases.free_slot("p", 3, preferred=2) == 2
-        assert leases.free_slot("p", 1) is None
+        assert list(leases.free_slots("p", 3)) == [1, 2]
+        assert list(leases.free_slots("p", 1)) == []
