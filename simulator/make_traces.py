@@ -3,7 +3,7 @@
 Each is two hours on the reference rig's eight models, from a fixed seed:
 
 ``poisson``  independent tasks of all models, the small ones asked for more often
-``bursts``   every few minutes many tasks for one model at once, a trickle of others between them
+``bursts``   every few minutes somebody fans out over three to five models at once, a trickle of others between that
 ``agents``   eight agents; each works in sessions on a main model, now and then asks a second one, and thinks between
 ``abcabc``   three models that only fit the large card, in turn: the order that makes a naive scheduler swap for each task
 """
@@ -36,10 +36,10 @@ def _tokens(draw: random.Random, median: int, most: int) -> int:
 
 
 def poisson(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
-    """Independent arrivals, one in nine seconds."""
+    """Independent arrivals, one in five seconds."""
     weights = [8, 3, 7, 4, 5, 3, 4, 2]
     tasks: list[TraceTask] = []
-    at_ms = _gap(draw, 9_000)
+    at_ms = _gap(draw, 5_000)
     while at_ms < HOURS_MS:
         tasks.append(
             TraceTask(
@@ -51,25 +51,25 @@ def poisson(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
                 priority="batch" if draw.random() < 0.15 else "interactive",
             )
         )
-        at_ms += _gap(draw, 9_000)
+        at_ms += _gap(draw, 5_000)
     return tasks
 
 
 def bursts(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
-    """Bursts of 8 to 30 tasks for one model, and single tasks between them."""
+    """Bursts of 20 to 60 tasks, for three to five models in mixed order, and single tasks between them."""
     arrivals: list[tuple[int, str]] = []
     at_ms = 10_000
     while at_ms < HOURS_MS:
-        model = draw.choice(models)
+        asked = draw.sample(list(models), draw.randint(3, 5))
         at = at_ms
-        for _ in range(draw.randint(8, 30)):
-            arrivals.append((at, model))
-            at += _gap(draw, 300)
-        at_ms += 60_000 + _gap(draw, 120_000)
-    at_ms = _gap(draw, 45_000)
+        for _ in range(draw.randint(20, 60)):
+            arrivals.append((at, draw.choice(asked)))
+            at += _gap(draw, 1_200)
+        at_ms += 150_000 + _gap(draw, 120_000)
+    at_ms = _gap(draw, 90_000)
     while at_ms < HOURS_MS:
         arrivals.append((at_ms, draw.choice(models)))
-        at_ms += _gap(draw, 45_000)
+        at_ms += _gap(draw, 90_000)
     return [
         TraceTask(
             n=n,
@@ -115,7 +115,7 @@ def agents(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
                 )
                 last = len(tasks) - 1
                 # What a turn takes on an idle card, roughly: how many turns two hours hold is known only when it runs.
-                budget_ms -= think_ms + said * 40 + 8_000
+                budget_ms -= think_ms + said * 40 + 35_000
                 if not asks_second:
                     shared = min(12_000, context + said)
                     context = shared + _tokens(draw, 200, 2500)
@@ -128,12 +128,12 @@ def abcabc(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
     return [
         TraceTask(
             n=n,
-            at_ms=n * 18_000 + draw.randint(0, 500),
+            at_ms=n * 12_000 + draw.randint(0, 500),
             model=turn[n % 3],
             prompt_tokens=300,
             output_tokens=draw.randint(60, 180),
         )
-        for n in range(HOURS_MS // 18_000)
+        for n in range(HOURS_MS // 12_000)
     ]
 
 

@@ -48,6 +48,7 @@ class Observer:
         self._waiting: dict[str, Seen] = {}
         self._serving: dict[str, set[str]] = {}
         self._refused: dict[int, str] = {}
+        #: models that left so that another could be loaded
         self.swaps = 0
         #: pools that were loaded, with the devices that they are on
         self._on: dict[str, tuple[str, ...]] = {}
@@ -76,11 +77,11 @@ class Observer:
                 seen.ended_ns, seen.outcome, seen.tokens_out = now_ns, event.outcome, event.tokens_out
                 self._waiting.pop(event.task_id, None)
             elif isinstance(event, PoolLoading):
-                self.swaps += bool(event.makes_room_by)
                 self._on[event.pool_id] = tuple(event.devices)
             elif isinstance(event, PoolReady | PoolUndrained):
                 self._serves(event.pool_id, now_ns, begins=True)
             elif isinstance(event, PoolUnready | PoolDraining | PoolUnloading):
+                self.swaps += isinstance(event, PoolUnloading) and event.cause == "swap"
                 self._serves(event.pool_id, now_ns, begins=False)
 
     # --- who is passed over --------------------------------------------------------------------------------------

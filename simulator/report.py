@@ -50,7 +50,7 @@ class Report(Struct, frozen=True, kw_only=True):
     start: Waits
     #: from admission to the end
     end: Waits
-    #: loads of models, and those of them that another model had to leave for
+    #: loads of models, and models that had to leave for them
     loads: int
     swaps: int
     loaded_bytes: int

@@ -62,7 +62,7 @@ class PoolMemory(Struct, frozen=True, kw_only=True):
     served_until_ns: int = 0
     #: of a failed pool: when it may be tried again; 0 = not by itself
     retry_at_ns: int = 0
-    #: estimated time to load it
+    #: estimated time to load it; 0 = it never was
     load_ms: int = 0
     #: estimated time until its running tasks have ended
     busy_ms: int = 0
@@ -101,9 +101,9 @@ class SwapLimits(Struct, frozen=True, kw_only=True):
     #: shortest turn
     turn_ms: int = 10_000
     #: waiting (task-milliseconds) per millisecond of loading that justifies taking an idle pool's place
-    idle_price: int = 1
+    idle_price: int = 5
     #: the same when the pool that gives way is at work
-    busy_price: int = 4
+    busy_price: int = 10
 
 
 class SwapSnapshot(Struct, frozen=True, kw_only=True):

@@ -31,11 +31,16 @@ from .swap_types import (
 
 _MS = 1_000_000
 #: the idle time after which a loaded model is worth half of what loading it again costs
-_HALF_VALUE_MS = 60_000
+_HALF_VALUE_MS = 120_000
 #: candidates on one device of which all combinations are looked at
 _COMBINED = 8
 #: a batch task's waiting counts for a part of an interactive one's
 _BATCH_PART = 4
+
+#: per cent of the bound that is planned with; the rest is for what nobody foresaw
+_PLANNED = 90
+#: bytes a millisecond that a load is taken to read until one was measured, and what comes beside
+_LOAD_BYTES_MS, _LOAD_BASE_MS = 1_000_000, 1_500
 
 # How hard it is on a pool to leave.
 _IDLE, _AT_WORK, _IN_DEMAND = 0, 1, 2
@@ -191,8 +196,8 @@ class _Desk:
                     demand=demand,
                     pools=pools,
                     since_ns=since,
-                    due_ns=since + self.limits.bound_ms * _MS,
-                    cost_ms=min(p.load_ms for p in pools) + drain,
+                    due_ns=since + self.limits.bound_ms * _PLANNED // 100 * _MS,
+                    cost_ms=min(self._load_ms(p) for p in pools) + drain,
                 )
             )
         self._plan_back(needs)
@@ -209,6 +214,10 @@ class _Desk:
             turn = min(self._least_turn_ms(p) for p in need.pools) if behind < need.due_ns else 0
             need.latest_ns = min(need.due_ns, behind - turn * _MS) - need.cost_ms * _MS
             later.append((on, need.latest_ns))
+
+    @staticmethod
+    def _load_ms(pool: PoolMemory) -> int:
+        return pool.load_ms or _LOAD_BASE_MS + pool.need_bytes // _LOAD_BYTES_MS
 
     def _urgent(self, need: Need) -> bool:
         return self.now >= need.latest_ns
@@ -334,7 +343,7 @@ class _Desk:
             return None
         hardship, value, _, victims = best
         factor = self.limits.idle_price if hardship == _IDLE else self.limits.busy_price
-        return Eviction(place, victims, hardship, factor * (place.pool.load_ms + value))
+        return Eviction(place, victims, hardship, factor * (self._load_ms(place.pool) + value))
 
     def _hardship(self, pool: PoolMemory) -> int:
         if pool.phase == "failed":
@@ -348,10 +357,10 @@ class _Desk:
         if pool.phase == "failed":
             return 0
         idle = 0 if pool.leases else max(0, (self.now - max(pool.last_used_ns, pool.since_ns)) // _MS)
-        return pool.load_ms * _HALF_VALUE_MS // (_HALF_VALUE_MS + idle)
+        return self._load_ms(pool) * _HALF_VALUE_MS // (_HALF_VALUE_MS + idle)
 
     def _least_turn_ms(self, pool: PoolMemory) -> int:
-        return max(self.limits.turn_ms, self.limits.turn_loads * pool.load_ms)
+        return max(self.limits.turn_ms, self.limits.turn_loads * self._load_ms(pool))
 
     def _turn_is_over(self, need: Need, pool: PoolMemory) -> bool:
         """Whether a loaded pool with a queue has to give way to a group that is urgent."""
@@ -360,7 +369,7 @@ class _Desk:
         least = self._least_turn_ms(pool)
         if self.now < need.due_ns - need.cost_ms * _MS:
             rivals = sum(1 for g in self.demand if g != pool.group and not self._served(g)) + 1
-            least = max(least, self.limits.bound_ms // rivals - pool.load_ms)
+            least = max(least, self.limits.bound_ms // rivals - self._load_ms(pool))
         over = pool.since_ns + least * _MS
         if over > self.now:
             self.looks.append(over)
@@ -430,11 +439,13 @@ class _Desk:
             if any(p.phase == "loading" or p.pool_id in self.loads for p in own) or not self._served(group):
                 continue
             for pool in own:
-                if demand.work_ms <= 2 * pool.load_ms or not self._may_load(pool):
+                if demand.work_ms <= 2 * self._load_ms(pool) or not self._may_load(pool):
                     continue
                 place = self._free_place(pool)
                 if place is not None:
-                    self._load(place, f"the queue of {group} takes {demand.work_ms} ms, loading {pool.load_ms} ms")
+                    self._load(
+                        place, f"the queue of {group} takes {demand.work_ms} ms, loading {self._load_ms(pool)} ms"
+                    )
                     break
 
 
