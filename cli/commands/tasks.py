@@ -197,44 +197,6 @@ def queue(options: argparse.Namespace, shell: Shell) -> int:
     return exits.OK
 
 
-@command("explain", "say why a task was placed where it was", arguments=_task_argument, needs="server")
-def explain(options: argparse.Namespace, shell: Shell) -> int:
-    """The placement decision from the journal, in words: candidates, what excluded each, scores, tie-breaks."""
-    found = client_of(options, shell).get(f"{task_path(options.task)}/decision")
-    if shell.as_json:
-        shell.json(found)
-        return exits.OK
-    for decision in found["decisions"]:
-        if len(found["decisions"]) > 1:
-            shell.line(f"Attempt {decision['attempt']}, {_clock_time(decision['time_ms'])}:")
-        for line in in_words(decision):
-            shell.line(line)
-    for pool, reason in found["waiting_for"].items():
-        shell.line(f"Waits for {pool}: {reason}.")
-    if not found["decisions"] and not found["waiting_for"]:
-        shell.line(f"The task is {found['state']}; it was never placed.")
-    return exits.OK
-
-
-def in_words(decision: dict[str, Any]) -> list[str]:
-    """A decision as sentences."""
-    lines = [f"Placed on {decision['selected_pool_id']}: {decision['decision_reason']}"]
-    lines.append(f"Considered: {', '.join(decision['candidates_considered']) or 'no pool'}.")
-    for record in decision["filters_applied"]:
-        for pool, reason in record["excluded"].items():
-            lines.append(f"Excluded {pool} ({record['name']}): {reason}")
-    scores = sorted(decision["scores_ms"].items(), key=lambda item: (item[1], item[0]))
-    lines += [f"Predicted end on {pool}: {ms / 1000:.1f} s." for pool, ms in scores]
-    if decision["tie_breakers_applied"]:
-        lines.append(f"Tie broken by: {', '.join(decision['tie_breakers_applied'])}.")
-    if decision["pinned"]:
-        lines.append("The caller pinned the pool.")
-    if decision["fallback_used"]:
-        lines.append("None of the preferred pools was free, so another was taken.")
-    lines.append(f"Policy: {decision['policy']} {decision['policy_version']}.")
-    return lines
-
-
 def task_path(task_id: str) -> str:
     """The path of a task's resource."""
     from urllib.parse import quote
