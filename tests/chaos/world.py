@@ -19,6 +19,7 @@ from llama_orch.plugins import JournalStore
 from llama_orch.plugins.storage.postgresql import PostgresqlStore
 from llama_orch.plugins.storage.sqlite import SqliteStore
 
+from ..support.managerd import LINGER, end_pools
 from .http_client import BROKEN, Answer, call
 from .load import PATIENCE_S
 
@@ -40,7 +41,9 @@ class Zygote:
     """Forks servers from an interpreter that has everything imported."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = {name: value for name, value in os.environ.items() if not name.startswith("LLORCH_")} | dict(env)
+        self._env = (
+            {name: value for name, value in os.environ.items() if not name.startswith("LLORCH_")} | LINGER | dict(env)
+        )
         self._process: asyncio.subprocess.Process | None = None
         self._started: asyncio.Queue[int] = asyncio.Queue()
         self._ended: dict[int, asyncio.Future[int]] = {}
@@ -271,13 +274,7 @@ async def world(
         if made.pid:
             await made.kill()
         await made.zygote.close()
-        _end_engines(made.data)
-
-
-def _end_engines(data: Path) -> None:
-    for record in (data / "engines").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            os.killpg(json.loads(record.read_text())["pid"], signal.SIGKILL)
+        end_pools(made.data)
 
 
 @contextlib.asynccontextmanager

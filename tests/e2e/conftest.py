@@ -32,6 +32,8 @@ import yaml
 
 from llama_orch.cli import server_file
 
+from ..support.managerd import LINGER, end_pools
+
 #: generous: the machine may be busy; nothing is asserted about it
 PATIENCE_S = 120.0
 COMMAND = (sys.executable, "-m", "llama_orch.cli.main")
@@ -80,7 +82,12 @@ class Home:
             for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
             if name in os.environ
         }
-        self.environ = {**keep, "HOME": str(self.root), "LLORCH_DATA_DIR": str(self.data_dir), "COLUMNS": "120"}
+        self.environ = {
+            **keep,
+            "HOME": str(self.root),
+            "LLORCH_DATA_DIR": str(self.data_dir),
+            "COLUMNS": "120",
+        } | LINGER
 
     @property
     def data_dir(self) -> Path:
@@ -292,9 +299,7 @@ class Server:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-        for record in (self.home.data_dir / "engines").glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                os.killpg(int(json.loads(record.read_text())["pid"]), signal.SIGKILL)
+        end_pools(self.home.data_dir)
 
 
 @pytest.fixture
