@@ -23,8 +23,8 @@ POWER_STEP_MW: Final = 10_000
 #: changes of memory that are told at once, not only now and then
 _MUCH_GPU_MIB: Final = 256
 _MUCH_HOST_MIB: Final = 1_024
-#: share of a new value in the smoothed utilisation, thousandths: a quarter
-_FRESH: Final = 250
+#: share of a new value in the smoothed utilisation, thousandths: a sixteenth
+_FRESH: Final = 62
 
 
 def near(value: int, step: int, told: int | None = None) -> int:

@@ -176,7 +176,7 @@ class GpuService:
         if not pressing(told, new) and now_ns - self._told_ns.get(new.host, now_ns - _CALM_NS) < _CALM_NS:
             return  # the next sample brings it again
         try:
-            self._journal.append([new], actor="gpus", correlation="", internal=True)
+            self._journal.append([new], actor="gpus", correlation="")
         except JournalUnavailableError:
             return  # the same
         self._told_ns[new.host] = now_ns

@@ -152,7 +152,12 @@ def test_what_was_committed_meanwhile_comes_first() -> None:
         task_id = running(stage)
         due = stage.loop.time() + PERIOD_MS / 1_000
         reader = asking(stage, task_id)
-        stage.loop.call_at(due, lambda: stage.attempt(task_id).say("first "))
+
+        def at_that_moment() -> None:
+            stage.attempt(task_id).say("first ")
+            stage.journal._flush()
+
+        stage.loop.call_at(due, at_that_moment)
         stage.advance(1)
         assert (reader.texts, reader.metrics) == (["first "], [])
         assert stage.services.streams.metrics_dropped == 1
