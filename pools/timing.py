@@ -36,5 +36,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     health_failures: Annotated[int, Meta(ge=1)] = 3
     #: first pause between two looks at a starting engine; it grows tenfold
     start_poll_ms: Ms = 25
-    #: how long preload and the idling of an adopted engine may take
+    #: how long preload may take
     preload_timeout_ms: Ms = 300_000
+    #: how long an engine may be busy for a server that is gone, before it is started again
+    idle_timeout_ms: Ms = 10_000

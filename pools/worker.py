@@ -331,7 +331,7 @@ class Worker:
 
     async def _idles(self, client: Engine) -> None:
         """Wait until the engine noticed that nobody waits for what it does."""
-        deadline_ms = self._now_ms() + self._timing.preload_timeout_ms
+        deadline_ms = self._now_ms() + self._timing.idle_timeout_ms
         while await client.slots_in_use():
             if self._now_ms() >= deadline_ms:
                 raise _TroubleError(causes.trouble("stuck", "its slots stay busy with what nobody waits for"))
