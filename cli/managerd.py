@@ -98,11 +98,11 @@ async def _run(options: argparse.Namespace) -> int:
         return EXIT_FAILED
     log = BoundedLog(form="human" if sys.stderr.isatty() else "json", path=directory / LOG_NAME)
     boot_id = process_table().boot_id()
-    plugins = _Plugins()
+    plugins, devices = _Plugins(), _Devices()
     try:
         managerd = Managerd(
             directory,
-            lambda sink: plugins.make_pools(data_dir, sink),
+            lambda sink: plugins.make_pools(data_dir, sink, devices),
             Outbox(DirectoryFiles(directory / "outbox"), boot_id=boot_id, incarnation=new_incarnation(time.time_ns())),
             Fence(directory / "fence.json", network.key if network else ""),
             log,
@@ -110,16 +110,19 @@ async def _run(options: argparse.Namespace) -> int:
             version=__version__,
             engine_logs=data_dir / "engines",
             linger_ms=options.linger_ms,
+            look=devices.look,
         )
         where = await managerd.listen(network.address if network else None, network.tls if network else None)
         _catch_signals(managerd)
         log.say("info", "started", f"pool-managerd {__version__} listens on {', '.join(where)}.", pid=os.getpid())
         _say_ready(options.ready_fd)
+        devices.sampler.start()
         plugins.load()
         asyncio.get_running_loop().call_later(1, _settle)
         await managerd.run()
         log.say("info", "ended", "pool-managerd ended in order.")
     finally:
+        devices.sampler.stop()
         lock.release()
     return 0
 
@@ -156,6 +159,22 @@ def _network(options: argparse.Namespace) -> _Network | None:
         raise UnusableError(f"--key-file, --tls-cert or --tls-key: {error}") from error
 
 
+class _Devices:
+    """The GPUs and the memory of this host."""
+
+    def __init__(self) -> None:
+        from ..pools.telemetry.sampler import Sampler
+
+        self.sampler = Sampler("local")
+
+    def look(self, period_ms: int) -> bytes:
+        """The latest sample, as JSON; the next ones come with this period."""
+        import msgspec
+
+        self.sampler.period_s = period_ms / 1000
+        return msgspec.json.encode(self.sampler.sample())
+
+
 class _Plugins:
     """Engines of all plugins; loaded while orchestratord opens its journal."""
 
@@ -173,10 +192,23 @@ class _Plugins:
     def make_pools(self, data_dir: Path, sink: PoolSink) -> Pools:
         """What looks after engines."""
         from ..pools.manager import PoolManager
+        from ..pools.outfitting import Outfitter
+        from ..pools.room import HostRoom
+        from ..pools.telemetry.sampler import Sampler
 
         plugins = self.load()
+        launchers = plugins.launchers()
+        sampler = Sampler("local")
+        sampler.start()
+        room = HostRoom(sampler.sample)
         return PoolManager(
-            data_dir=data_dir, engines=plugins.engines(), launchers=plugins.launchers(), clock=SystemClock(), sink=sink
+            sink=sink,
+            data_dir=data_dir,
+            engines=plugins.engines(),
+            launchers=launchers,
+            clock=SystemClock(),
+            preparer=Outfitter(launchers, {}, data_dir=data_dir, gpu_bytes=room.total_bytes),
+            memory=room,
         )
 
 

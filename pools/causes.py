@@ -29,7 +29,8 @@ _LOG = "`llama-orch pools logs POOL` may say more."
 CAUSES: Final[dict[str, Cause]] = {
     # on its way, or as wanted
     "starting": Cause("It will be ready by itself."),
-    "preparing": Cause("Its engine and its model are being made available; it will be ready by itself."),
+    "provisioning": Cause("Its engine is being made available; it will be ready by itself."),
+    "staging": Cause("Its model is being made available; it will be ready by itself."),
     "loading": Cause("The engine is loading its model; it will be ready by itself."),
     "reloading": Cause("It changes its model; it will be ready by itself."),
     "unloaded": Cause("A task for its model loads it."),

@@ -192,14 +192,16 @@ class ProcessHost:
         if known is not None:
             end_recorded(known, self._table)
         port = self._port or free_port()
-        plan = self._plan(config, port)
+        generation = self._next_generation()
+        marker = f"{self._owner}/{self._pool_id}/{generation}"
+        plan = self._plan(config, port, marker)
         try:
             self._process = spawn(
                 plan,
                 pool_id=self._pool_id,
-                generation=self._next_generation(),
+                generation=generation,
                 port=port,
-                owner=self._owner,
+                marker=marker,
                 record=self.record,
                 log_path=self.log_path,
                 table=self._table,
@@ -248,9 +250,9 @@ class ProcessHost:
 
     # --- inside
 
-    def _plan(self, config: Mapping[str, Any], port: int) -> LaunchPlan:
+    def _plan(self, config: Mapping[str, Any], port: int, marker: str) -> LaunchPlan:
         try:
-            return self._launcher({**config, "port": port})
+            return self._launcher({**config, "port": port, "marker": marker})
         except ConfigError as error:
             cause = "bad-model" if error.field == "model" else "bad-configuration"
             raise StartError(causes.trouble(cause, error.message, error.what_to_do)) from error
@@ -262,7 +264,7 @@ class ProcessHost:
         if self._port and self._port != known.port:
             return None
         try:
-            plan = self._plan(config, known.port)
+            plan = self._plan(config, known.port, known.marker)
         except StartError:
             return None
         return plan if identities.plan_digest(plan) == known.plan_digest else None

@@ -91,6 +91,8 @@ class PoolManager:
     ) -> None:
         """From now on this is wanted; see :class:`~llama_orch.pools.desired.Pools`. Returns before engines are ready."""
         wanted = {pool.settings.id: pool for pool in pools}
+        if manager is not None:
+            self._preparer.configure(manager)
         if not self._taken_over:
             self._taken_over = True
             self._reap_strangers(wanted)

@@ -3,31 +3,149 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from .preparing import Order, Prepared, Progress
+import msgspec
+
+from ..core.events.model import ModelStaged
+from ..core.settings import ManagerSettings
+from . import causes
+from .lifecycle import Trouble
+from .models.cache import Cache
+from .models.errors import StagingError
+from .models.staging import stage
+from .models.transfer import Progress as StagingProgress
+from .preparing import Order, Prepared, Progress, StartError
+from .provisioning.catalog import EngineCatalog
+from .provisioning.problems import ProvisionError
+from .provisioning.provision import provision
+from .sizing import Size, shape_of, size_of
+
+#: the model that comes with this program
+_BUNDLED: Final = "haiku"
+#: troubles with a model that do not pass by themselves
+_PERMANENT: Final = frozenset(
+    {"bad-reference", "unauthorized", "digest-mismatch", "hostile-name", "bad-model", "unsupported", "missing-package"}
+)
+_MIB: Final = 1_048_576
 
 
 class Outfitter:
-    """Prepares engines whose program and model are there already.
+    """Makes engines and models available; see :class:`~llama_orch.pools.preparing.Preparer`.
 
     Args:
         launched: names of engines that are started as processes, unless they are external.
         models: names of the configuration and what they stand for.
+        data_dir: models are fetched to it, engines installed in it; ``None`` = both have to be there.
+        gpu_bytes: total memory of the GPUs, by UUID.
     """
 
-    def __init__(self, launched: Container[str], models: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        launched: Container[str],
+        models: Mapping[str, str],
+        *,
+        data_dir: Path | None = None,
+        gpu_bytes: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._launched = launched
         self._models = models
+        self._data_dir = data_dir
+        self._gpu_bytes = gpu_bytes
+        self._manager = ManagerSettings()
+
+    def configure(self, manager: ManagerSettings) -> None:
+        """What holds from now on."""
+        self._manager = manager
 
     def prepare(self, order: Order, *, progress: Progress, cancelled: threading.Event) -> Prepared:
-        """See :class:`~llama_orch.pools.preparing.Preparer`."""
+        """Fetch, build and read what is not there yet. :raises StartError: it cannot be had."""
         config = config_of(order, launched=is_launched(order, self._launched))
-        if config["launched"]:
-            config["model_path"] = str(model_path(order.model, self._models))
-        return Prepared(config=config)
+        if not config["launched"]:
+            return Prepared(config=config)
+        if self._data_dir is None:
+            return Prepared(config={**config, "model_path": str(model_path(order.model, self._models))})
+        try:
+            engine = provision(
+                order.settings.provisioning,
+                order.settings.engine,
+                catalog=EngineCatalog(self._data_dir / "engine-catalog"),
+                devices=order.devices,
+                forbid_downloads=self._manager.forbid_downloads,
+                progress=lambda phase, done, total, unit: progress(f"provisioning: {phase}", done, total, unit),
+                stop=cancelled.is_set,
+            )
+        except ProvisionError as error:
+            raise StartError(Trouble(error.cause, error.message, error.what_to_do, error.permanent)) from error
+        model, facts = self._model(order, progress, cancelled)
+        size = self._size(order, model.path, model.digest)
+        totals = self._gpu_bytes()
+        return Prepared(
+            config={
+                **config,
+                "model_path": str(model.path),
+                "provisioned": engine,
+                "gpu_memory_bytes": {gpu: totals[gpu] for gpu in order.devices if gpu in totals},
+            },
+            predicted_bytes=size.predicted_bytes if size is not None else {},
+            facts=(*facts, *((size.event,) if size is not None else ())),
+        )
+
+    def size(self, order: Order) -> Size | None:
+        """What the order would take, as far as that can be told without fetching anything."""
+        if self._data_dir is None or not is_launched(order, self._launched):
+            return None
+        try:
+            model, _ = self._model(order, lambda *_: None, threading.Event(), offline=True)
+            return self._size(order, model.path, model.digest)
+        except StartError:
+            return None
+
+    # --- inside
+
+    def _model(
+        self, order: Order, progress: Progress, cancelled: threading.Event, *, offline: bool = False
+    ) -> tuple[_Here, tuple[Any, ...]]:
+        assert self._data_dir is not None
+        ref = self._models.get(order.model, order.model)
+        if ref == _BUNDLED:
+            return _Here(path=model_path(ref, {})), ()
+
+        def tell(one: StagingProgress) -> None:
+            progress(f"staging: {one.phase}", one.done_bytes, one.total_bytes, "bytes")
+
+        try:
+            staged = stage(
+                str(Path(ref).expanduser()) if ref.startswith("~") else ref,
+                cache=Cache(self._data_dir / "models", limit_bytes=self._manager.model_cache_mib * _MIB),
+                strict=self._manager.strict_verification,
+                offline=offline or self._manager.forbid_downloads,
+                progress=tell,
+                cancel=cancelled,
+            )
+        except StagingError as error:
+            permanent = error.cause in _PERMANENT
+            raise StartError(Trouble(error.cause, error.message, error.what_to_do, permanent)) from error
+        facts = (ModelStaged(host="local", **staged.event_fields()),) if staged.changed else ()
+        return _Here(path=Path(staged.path), digest=staged.digest), facts
+
+    def _size(self, order: Order, path: Path, digest: str) -> Size | None:
+        shape = shape_of(path)
+        if shape is None:
+            return None
+        try:
+            return size_of(order, shape, digest=digest, gpu_bytes=self._gpu_bytes())
+        except ValueError as error:
+            raise StartError(causes.trouble("bad-configuration", str(error))) from error
+
+
+class _Here(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is here."""
+
+    path: Path
+    digest: str = ""
 
 
 def is_launched(order: Order, launchers: Container[str]) -> bool:

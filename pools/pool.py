@@ -15,7 +15,7 @@ from ..core.ports import Engine, EngineProperties
 from . import causes
 from .desired import DesiredPool, PoolSink
 from .lifecycle import Phase, Trouble
-from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, fits, order_of
+from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, StartError, fits, order_of
 from .reload import Effects as PlanEffects
 from .reload import End, Generations, Open, Promote, Reloaded, ReloadFailed, Seat, Unloaded
 from .worker import Readiness, Worker, WorkerEvents
@@ -96,6 +96,11 @@ class Pool:
         self._generation = 0
         self._attempt = 0
         self._next_model = ""
+        self._memory_permille = 1_000
+        self._desired: DesiredPool | None = None
+        #: the order whose size was looked for while the pool was not wanted
+        self._looked: Order | None = None
+        self._sizing = False
         self._free: Mapping[str, int] = {}
         self._known_facts: list[Any] = []
         self._settled = asyncio.Event()
@@ -115,15 +120,38 @@ class Pool:
         self._generation = max(self._generation, desired.generation_floor)
         hurries, self._attempt = desired.attempt > self._attempt, max(self._attempt, desired.attempt)
         self._next_model = desired.next.model if desired.next is not None else ""
+        self._memory_permille = desired.settings.memory_permille
+        self._desired = desired
         if epoch > self._epoch:
             self._epoch = epoch
             for worker in list(self._workers.values()):
                 worker.serve(epoch)
-        self._carry_out(self._machine.desire(*_plans(desired)))
+        if not desired.wanted and not self._workers:
+            order = order_of(desired.settings, desired.model, desired.devices)
+            if order != self._looked:
+                # What it would take is told before it is told as unloaded: then it may be loaded.
+                self._looked, self._sizing = order, True
+                self._spawn(self._size(order))
+            if self._sizing:
+                return
+        self._desire()
         if hurries:
             for worker in list(self._workers.values()):
                 worker.hurry()
         self._flush()
+
+    def _desire(self) -> None:
+        if self._desired is not None:
+            self._carry_out(self._machine.desire(*_plans(self._desired)))
+
+    async def _size(self, order: Order) -> None:
+        size = await asyncio.to_thread(self._preparer.size, order)
+        if size is not None:
+            self._tell_facts((size.event,))
+        if order == self._looked:
+            self._sizing = False
+            self._desire()
+            self._flush()
 
     def state(self) -> Told:
         """How it stands now."""
@@ -132,6 +160,7 @@ class Pool:
 
     async def stop(self) -> None:
         """End the pool's engines and wait until they are gone."""
+        self._desired = None
         self._carry_out(self._machine.desire(None))
         self._flush()
         while self._workers or self._retired:
@@ -321,15 +350,36 @@ class Pool:
         """In a worker thread: bring all about that the start needs, and look whether it fits."""
 
         def progress(phase: str, done: int, total: int, unit: str) -> None:
-            self._loop.call_soon_threadsafe(self._sink.progress, self.pool_id, phase, done, total, unit)
+            self._loop.call_soon_threadsafe(self._progress, order, phase, done, total, unit)
 
         prepared = self._preparer.prepare(order, progress=progress, cancelled=cancelled)
         self._loop.call_soon_threadsafe(self._tell_facts, prepared.facts)
-        if looks and self._memory is not None and prepared.predicted_bytes:
+        if looks and self._memory is not None:
+            trouble = self._memory.trouble(order.devices)
+            if trouble is not None:
+                raise StartError(trouble)
+            predicted = {
+                device: count * self._memory_permille // 1_000 for device, count in prepared.predicted_bytes.items()
+            }
             settle_s = min(SETTLE_S, self._workshop.settle_s())
-            free = fits(prepared.predicted_bytes, self._memory, settle_s=settle_s, cancelled=cancelled)
+            free = fits(predicted, self._memory, settle_s=settle_s, cancelled=cancelled)
             self._loop.call_soon_threadsafe(setattr, self, "_free", free)
         return prepared
+
+    def _progress(self, order: Order, phase: str, done: int, total: int, unit: str) -> None:
+        self._sink.progress(self.pool_id, phase, done, total, unit)
+        voice = self._machine.voice
+        worker = self._workers.get(voice)
+        if worker is None or worker.phase is not Phase.PREPARING or self._machine.plan(voice) != order:
+            return
+        cause = "provisioning" if phase.startswith("provisioning") else "staging"
+        told = Told(self._unready(causes.trouble(cause), 0, 0))
+        if self._last.get(worker) != told:
+            self._last[worker] = told
+            if told != self._told:
+                self._spoke = worker
+                self._tell(told)
+                self._flush()
 
     def _tell_facts(self, facts: tuple[Any, ...]) -> None:
         for fact in facts:
@@ -344,6 +394,8 @@ class Pool:
         predicted = worker.prepared.predicted_bytes
         if self._memory is None or not predicted:
             return
+        if order.devices != ("cpu",):
+            await asyncio.sleep(SETTLE_S)  # until a sample knows of it
         pids, devices = worker.pids(), list(order.devices)
         observed = await asyncio.to_thread(self._memory.taken_bytes, pids, devices) if pids else {}
         if observed and worker.engine is not None:

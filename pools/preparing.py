@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..core.settings import PoolSettings, QueueSettings, TimeoutSettings, TuningSettings
+from ..core.settings import ManagerSettings, PoolSettings, QueueSettings, TimeoutSettings, TuningSettings
 from . import causes
 from .lifecycle import Trouble
 
@@ -80,6 +80,14 @@ class Preparer(Protocol):
         """
         ...
 
+    def size(self, order: Order) -> Any:
+        """What the order would take, with the event that tells it as ``event``, without fetching; ``None`` = not known."""
+        ...
+
+    def configure(self, manager: ManagerSettings) -> None:
+        """What holds from now on."""
+        ...
+
 
 class Memory(Protocol):
     """What memory there is, and who takes it. Called in a worker thread."""
@@ -90,6 +98,10 @@ class Memory(Protocol):
 
     def taken_bytes(self, pids: Sequence[int], devices: Sequence[str]) -> Mapping[str, int]:
         """What these processes take now, per device that can be told."""
+        ...
+
+    def trouble(self, devices: Sequence[str]) -> Trouble | None:
+        """Why these devices cannot be used now; ``None`` = nothing is known against it."""
         ...
 
 

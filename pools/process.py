@@ -145,7 +145,7 @@ def spawn(
     pool_id: str,
     generation: int,
     port: int,
-    owner: str,
+    marker: str,
     record: Path,
     log_path: Path,
     table: ProcessTable,
@@ -160,7 +160,6 @@ def spawn(
     Raises:
         OSError: it cannot be started, or its identity not be written; then nothing is left running.
     """
-    marker = f"{owner}/{pool_id}/{generation}"
     log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     bound(log_path)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.core.settings import PoolSettings, ProvisioningSettings, Settings
+from llama_orch.core.settings import PoolSettings, ProvisioningSettings
 from llama_orch.plugins import GenerateJob
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
@@ -19,11 +19,12 @@ from llama_orch.plugins.manager import PluginManager
 from llama_orch.plugins.testing.engines import Recorder
 from llama_orch.pools import identity as identities
 from llama_orch.pools.hosts import free_port
-from llama_orch.pools.in_process import InProcessPools
+from llama_orch.pools.manager import PoolManager
+from llama_orch.pools.outfitting import Outfitter
 
 from ...engines.real_llama import llama_server
 from ...engines.tiny_gguf import VARIANTS, write_model
-from ...unit.pools.conftest import TIMING, Heard, SystemClock
+from ...unit.pools.conftest import TIMING, Heard, SystemClock, desired
 
 pytestmark = [pytest.mark.real_llama, pytest.mark.slow]
 
@@ -131,21 +132,25 @@ def test_a_slot_that_prefills_is_free_only_after_its_cancel_took_effect(model):
 def test_a_pool_of_the_package_starts_serves_says_what_it_runs_and_is_adopted(model, tmp_path):
     plugins = PluginManager(entry_points=False)
 
-    def managed():
-        return InProcessPools(
+    def managed(heard):
+        launchers = plugins.launchers()
+        return PoolManager(
+            sink=heard,
             data_dir=tmp_path,
             engines=plugins.engines(),
-            launchers=plugins.launchers(),
+            launchers=launchers,
+            preparer=Outfitter(launchers, {}, data_dir=tmp_path),
             clock=SystemClock(),
             timing=TIMING,
         )
 
     async def test():
-        settings = Settings(
-            pools=[PoolSettings(id="p", model=str(model), slots=2, provisioning=ProvisioningSettings(threads=1))]
-        )
-        first, heard = managed(), Heard()
-        await first.start(settings, heard)
+        wanted = desired(PoolSettings(id="p", model=str(model), slots=2, provisioning=ProvisioningSettings(threads=1)))
+        heard = Heard()
+        first = managed(heard)
+        await first.apply(wanted)
+        sized = await heard.next("p", "PoolSized")
+        assert sized["weights_bytes"] > 0
         properties = (await heard.next("p", "ready"))["properties"]
         assert properties.engine_version.startswith("xllamacpp 20")
         assert properties.model_digest.startswith("sha256:")
@@ -153,8 +158,8 @@ def test_a_pool_of_the_package_starts_serves_says_what_it_runs_and_is_adopted(mo
         record = identities.read(tmp_path / "engines" / "p.json")
         assert record is not None
         await first.stop(kill_engines=False)
-        second = managed()
-        await second.start(settings, heard)
+        second = managed(heard)
+        await second.apply(wanted)
         assert (await heard.next("p", "ready"))["properties"] == properties
         assert identities.read(tmp_path / "engines" / "p.json") == record
         await second.stop(kill_engines=True)

@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
+from llama_orch.core.events.pool import PoolReady, PoolUnready
 from llama_orch.core.ports import EngineProperties, LaunchPlan
-from llama_orch.core.settings import PoolSettings, ProvisioningSettings, Settings
+from llama_orch.core.settings import PoolSettings, ProvisioningSettings
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.engines.mock import MockEngine
+from llama_orch.pools.desired import DesiredPool
 from llama_orch.pools.identity import owner_of, process_table
-from llama_orch.pools.in_process import InProcessPools
+from llama_orch.pools.manager import PoolManager
+from llama_orch.pools.outfitting import Outfitter
 from llama_orch.pools.timing import Timing
 
 PATIENCE_S = 60.0
@@ -52,15 +56,24 @@ class Heard:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, dict[str, Any]]] = []
+        #: all of it, in order
+        self.story: list[tuple[str, str]] = []
+        self.phases: list[str] = []
         self._changed = asyncio.Event()
 
-    def ready(self, pool_id: str, properties: EngineProperties, **more: Any) -> None:
-        self.told.append((pool_id, "ready", {"properties": properties, **more}))
+    def fact(self, event: Any, properties: EngineProperties | None = None) -> None:
+        if isinstance(event, PoolReady):
+            what, more = "ready", {"properties": properties, **msgspec.to_builtins(event)}
+        elif isinstance(event, PoolUnready):
+            what, more = event.cause, msgspec.to_builtins(event)
+        else:
+            what, more = type(event).__name__, msgspec.to_builtins(event)
+        self.told.append((getattr(event, "pool_id", ""), what, more))
+        self.story.append((getattr(event, "pool_id", ""), what))
         self._changed.set()
 
-    def unready(self, pool_id: str, **more: Any) -> None:
-        self.told.append((pool_id, more["cause"], more))
-        self._changed.set()
+    def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
+        self.phases.append(phase)
 
     async def next(self, pool_id: str, what: str) -> dict[str, Any]:
         """Wait until a pool tells this; what it told before is forgotten."""
@@ -85,15 +98,19 @@ def plan_mock_server(config: Mapping[str, Any]) -> LaunchPlan:
     )
 
 
-def managed(data_dir: Path, *, timing: Timing = TIMING) -> InProcessPools:
+def managed(data_dir: Path, heard: Heard, *, timing: Timing = TIMING, **more: Any) -> PoolManager:
     """A manager whose engine `wire` is a fast process, and `mock` lives inside this one."""
-    return InProcessPools(
+    launchers = {"wire": plan_mock_server}
+    return PoolManager(
+        sink=heard,
         data_dir=data_dir,
         engines={"wire": LlamaCpp, "mock": MockEngine},
-        launchers={"wire": plan_mock_server},
+        launchers=launchers,
+        preparer=more.pop("preparer", Outfitter(launchers, {})),
         clock=SystemClock(),
         jitter=lambda: 0.0,
         timing=timing,
+        **more,
     )
 
 
@@ -108,9 +125,9 @@ def pool(name: str = "a", engine: str = "wire", *arguments: str, **provisioning:
     )
 
 
-def settings(*pools: PoolSettings) -> Settings:
-    """Settings with these pools."""
-    return Settings(pools=list(pools))
+def desired(*pools: PoolSettings, **more: Any) -> list[DesiredPool]:
+    """These pools, all wanted."""
+    return [DesiredPool(settings=one, model=one.model, **more) for one in pools]
 
 
 def pids(data_dir: Path) -> list[int]:

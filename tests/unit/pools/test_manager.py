@@ -18,7 +18,7 @@ from llama_orch.pools.hosts import free_port
 from llama_orch.pools.identity import MARKER, owner_of, process_table
 from llama_orch.pools.outfitting import model_path
 
-from .conftest import TIMING, Heard, managed, pids, pool, run, settings
+from .conftest import TIMING, Heard, desired, managed, pids, pool, run
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +37,9 @@ def engine_of(manager, name="a"):
 
 def test_a_pool_is_ready_only_after_it_decoded_and_its_engine_ends_with_an_orderly_stop(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         assert manager.engine("a") is None
         ready = await heard.next("a", "ready")
         assert ready["generation"] == 1
@@ -57,8 +58,9 @@ def test_a_pool_is_ready_only_after_it_decoded_and_its_engine_ends_with_an_order
 
 def test_what_an_engine_leaves_behind_is_for_its_owner_only(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         folder = data_dir / "engines"
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -73,8 +75,9 @@ def test_what_an_engine_leaves_behind_is_for_its_owner_only(data_dir):
 
 def test_an_engine_that_dies_is_started_again_and_running_attempts_hear_of_it(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         sink = Recorder()
         job = GenerateJob(task_id="t", attempt=1, prompt="[[mock tokens=100000 rate=100]]", slot=0)
@@ -95,8 +98,9 @@ def test_an_engine_that_dies_is_started_again_and_running_attempts_hear_of_it(da
 def test_an_engine_that_hangs_is_ended_and_started_again(data_dir):
     async def test():
         timing = msgspec.structs.replace(TIMING, grace_ms=50, health_timeout_ms=200)
-        manager, heard = managed(data_dir, timing=timing), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard, timing=timing)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         first = record(data_dir).pid
         # A stopped process answers neither a health check nor SIGTERM; its death needs the other signal.
@@ -120,8 +124,9 @@ def test_an_engine_outlives_a_kill_of_its_owner_and_is_adopted(data_dir):
         await owner.wait()
         first = record(data_dir)
         assert pids(data_dir) == [first.pid]
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         assert (await heard.next("a", "ready"))["generation"] == 1
         assert record(data_dir) == first
         assert pids(data_dir) == [first.pid]
@@ -137,11 +142,12 @@ def test_an_engine_outlives_a_kill_of_its_owner_and_is_adopted(data_dir):
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from tests.unit.pools.conftest import Heard, managed, pool, settings
+from tests.unit.pools.conftest import Heard, desired, managed, pool
 
 async def main():
-    manager, heard = managed(Path(sys.argv[1])), Heard()
-    await manager.start(settings(pool()), heard)
+    heard = Heard()
+    manager = managed(Path(sys.argv[1]), heard)
+    await manager.apply(desired(pool()))
     await heard.next("a", "ready")
     print("ready", flush=True)
     await asyncio.Event().wait()
@@ -153,13 +159,13 @@ asyncio.run(main())
 def test_a_detached_engine_lives_on_and_is_adopted_by_the_next_manager(data_dir):
     async def test():
         heard = Heard()
-        first = managed(data_dir)
-        await first.start(settings(pool()), heard)
+        first = managed(data_dir, heard)
+        await first.apply(desired(pool()))
         await heard.next("a", "ready")
         before = record(data_dir)
         await first.stop(kill_engines=False)
-        second = managed(data_dir)
-        await second.start(settings(pool()), heard)
+        second = managed(data_dir, heard)
+        await second.apply(desired(pool()))
         assert (await heard.next("a", "ready"))["generation"] == 1
         assert record(data_dir) == before
         await second.stop(kill_engines=True)
@@ -171,16 +177,16 @@ def test_a_detached_engine_lives_on_and_is_adopted_by_the_next_manager(data_dir)
 def test_an_adopted_engine_is_not_ready_while_it_is_busy_for_nobody(data_dir):
     async def test():
         heard, left = Heard(), Recorder()
-        first = managed(data_dir)
-        await first.start(settings(pool()), heard)
+        first = managed(data_dir, heard)
+        await first.apply(desired(pool()))
         await heard.next("a", "ready")
         job = GenerateJob(task_id="t", attempt=1, prompt="[[mock tokens=100000 rate=100 stall_ms=300]]", slot=1)
         engine_of(first).generate(job, left)
         await left.until(lambda: left.count >= 1)
         before = record(data_dir)
         await first.stop(kill_engines=False)
-        second = managed(data_dir)
-        await second.start(settings(pool()), heard)
+        second = managed(data_dir, heard)
+        await second.apply(desired(pool()))
         await heard.next("a", "ready")
         assert await engine_of(second).slots_in_use() == 0
         await second.stop(kill_engines=True)
@@ -192,13 +198,13 @@ def test_an_adopted_engine_is_not_ready_while_it_is_busy_for_nobody(data_dir):
 def test_an_engine_of_another_configuration_is_reaped_and_replaced(data_dir):
     async def test():
         heard = Heard()
-        first = managed(data_dir)
-        await first.start(settings(pool()), heard)
+        first = managed(data_dir, heard)
+        await first.apply(desired(pool()))
         await heard.next("a", "ready")
         before = record(data_dir)
         await first.stop(kill_engines=False)
-        second = managed(data_dir)
-        await second.start(settings(pool("a", "wire", "--ctx", "512")), heard)
+        second = managed(data_dir, heard)
+        await second.apply(desired(pool("a", "wire", "--ctx", "512")))
         ready = await heard.next("a", "ready")
         assert (ready["generation"], ready["properties"].ctx) == (2, 512)
         assert pids(data_dir) == [record(data_dir).pid] != [before.pid]
@@ -238,8 +244,9 @@ def reap(engine):
 def test_an_engine_without_a_record_is_found_by_its_mark_and_reaped(data_dir, marker):
     async def test():
         lost = orphan(data_dir, marker)
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         assert lost.wait() == -signal.SIGKILL
         lost.communicate()
@@ -268,8 +275,9 @@ def test_a_stranger_who_got_the_pid_of_a_dead_engine_is_left_alone(data_dir):
                 marker=f"{owner_of(data_dir)}/a/7",
             ),
         )
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         assert (await heard.next("a", "ready"))["generation"] == 8
         assert stranger.poll() is None
         stranger.communicate()
@@ -280,8 +288,9 @@ def test_a_stranger_who_got_the_pid_of_a_dead_engine_is_left_alone(data_dir):
 
 def test_children_of_an_engine_die_with_it(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         engine = record(data_dir)
         # Marked as the engine's own children are, which inherit its environment.
@@ -299,8 +308,9 @@ def test_a_port_that_is_taken_is_told_with_advice_and_tried_again(data_dir):
     async def test():
         port = free_port()
         with socket.create_server(("127.0.0.1", port)) as blocker:
-            manager, heard = managed(data_dir), Heard()
-            await manager.start(settings(pool(port=port)), heard)
+            heard = Heard()
+            manager = managed(data_dir, heard)
+            await manager.apply(desired(pool(port=port)))
             told = await heard.next("a", "port-taken")
             assert str(port) in told["detail"]
             assert told["advice"] == "Use another port."
@@ -316,8 +326,9 @@ def test_secrets_of_the_environment_do_not_reach_an_engine(data_dir, monkeypatch
         monkeypatch.setenv(name, "canary-5f1e")
 
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool()), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool()))
         await heard.next("a", "ready")
         environment = Path(f"/proc/{record(data_dir).pid}/environ").read_bytes()
         assert b"canary-5f1e" not in environment
@@ -329,8 +340,9 @@ def test_secrets_of_the_environment_do_not_reach_an_engine(data_dir, monkeypatch
 
 def test_an_engine_inside_this_process_is_made_anew_when_it_dies(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool("m", "mock", options={})), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool("m", "mock", options={})))
         await heard.next("m", "ready")
         sink = Recorder()
         engine_of(manager, "m").generate(GenerateJob(task_id="t", attempt=1, prompt="[[mock fault=die:2]]"), sink)
@@ -345,9 +357,10 @@ def test_an_engine_inside_this_process_is_made_anew_when_it_dies(data_dir):
 def test_an_external_engine_is_looked_for_until_it_is_there_and_again_when_it_goes(data_dir):
     async def test():
         port = free_port()
-        manager, heard = managed(data_dir), Heard()
+        heard = Heard()
+        manager = managed(data_dir, heard)
         outside = pool("x", mode="external", url=f"http://127.0.0.1:{port}", options={})
-        await manager.start(settings(outside), heard)
+        await manager.apply(desired(outside))
         told = await heard.next("x", "unreachable")
         assert "provisioning.url" in told["advice"]
         for _ in range(2):
@@ -375,8 +388,9 @@ def test_an_external_server_of_another_kind_is_told_as_that(data_dir):
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool("x", mode="external", url=url, options={})), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool("x", mode="external", url=url, options={})))
         told = await heard.next("x", "not-understood")
         assert "no llama.cpp server" in told["detail"]
         await manager.stop(kill_engines=False)
@@ -387,8 +401,9 @@ def test_an_external_server_of_another_kind_is_told_as_that(data_dir):
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(data_dir):
     async def test():
-        manager, heard = managed(data_dir), Heard()
-        await manager.start(settings(pool("a", "nothing"), pool("m", "mock", options={})), heard)
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool("a", "nothing"), pool("m", "mock", options={})))
         told = await heard.next("a", "bad-configuration")
         assert "no plugin offers the engine 'nothing'" in told["detail"]
         assert "wire" in told["advice"]
