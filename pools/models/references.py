@@ -66,13 +66,17 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_remote(text: str) -> bool:
-    """Whether a model's text is an address rather than a path or a name."""
+    """Whether a model's text is an address rather than a path, or a name that an engine knows (``llama3:8b``)."""
     found = _SCHEME.match(text)
-    return found is not None and found[1].lower() != "file"
+    return found is not None and found[1].lower() != "file" and (found[1].lower() in {"hf", "oci"} or "://" in text)
 
 
 def default_name(text: str) -> str:
-    """The name that a model gets when nobody gives it one: of its file, else of its repository."""
+    """The name that a model gets when nobody gives it one: of its file, else of its repository.
+
+    Raises:
+        StagingError: ``bad-reference``, ``unsupported``: it is an address, and none that can be used.
+    """
     if not is_remote(text):
         return Path(text.removeprefix("file:")).stem
     reference = parse(text)

@@ -39,7 +39,7 @@ def test_a_file_of_a_repository_comes_verified_by_the_hubs_own_digest(staged, re
 
 
 @pytest.mark.parametrize(
-    ("ref", "file"),
+    "ref, file",
     [
         ("hf:org/tiny-GGUF", "tiny-Q4_K_M.gguf"),
         ("hf:org/tiny-GGUF:Q8_0", "tiny-Q8_0.gguf"),

@@ -138,7 +138,7 @@ except StagingError as error:
 
 
 @pytest.mark.parametrize(
-    ("missing", "ref", "extra"),
+    "missing, ref, extra",
     [
         ("huggingface_hub", "hf:org/name", "models"),
         ("fsspec", "s3://models/tiny.gguf", "s3"),

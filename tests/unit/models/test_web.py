@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import json
 import ssl
@@ -163,7 +163,7 @@ def test_a_spoilt_part_is_fetched_again_from_its_start(staged, url, server, cach
     server.faults["/models/tiny.gguf"] = [("cut", 5000)] * 3
     with pytest.raises(StagingError):
         staged(url, expected_digest=sha256(MODEL))
-    (part,) = [path for path in cache.root.glob("partial/*/files/*")]
+    (part,) = list(cache.root.glob("partial/*/files/*"))
     part.write_bytes(b"\0" * part.stat().st_size)
     model = staged(url, expected_digest=sha256(MODEL))
     assert (model.verification, Path(model.path).read_bytes()) == ("verified", MODEL)
@@ -215,7 +215,7 @@ def test_a_busy_server_is_asked_again(staged, url, server, status):
     assert staged(url).fetched_bytes == len(MODEL)
 
 
-@pytest.mark.parametrize(("status", "cause"), [(403, "unauthorized"), (404, "not-found"), (410, "not-found")])
+@pytest.mark.parametrize("status, cause", [(403, "unauthorized"), (404, "not-found"), (410, "not-found")])
 def test_a_refusal_is_told_at_once(staged, url, server, status, cause, contents):
     server.faults["/models/tiny.gguf"] = [("status", status)]
     with pytest.raises(StagingError) as caught:
@@ -305,15 +305,15 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "models")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
