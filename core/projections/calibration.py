@@ -29,7 +29,7 @@ _OUTERMOST: Final = 2_000
 _INNERMOST: Final = 400_000
 #: groups and bands that are remembered; the longest unused is forgotten first
 MOST_BANDS: Final = 512
-#: part of a new wait that the moving average takes, and what makes 80 % of its mean absolute deviation
+#: part of a new wait that the moving average takes, and what makes 80 % of its mean absolute deviation at first
 _AVERAGE_PART: Final = 8
 _OFF_TO_P90_PERMILLE: Final = 1606
 _FARTHEST: Final = 64 * ONE
@@ -108,7 +108,8 @@ class MovingAverage(msgspec.Struct, gc=False):
 
     wait_ms: int = 0
     off_ms: int = 0
-    seen: int = 0
+    #: its interval reaches so many thousandths of ``off_ms``, moved until it covers 80 %: it is to be a fair rival
+    reach_permille: int = _OFF_TO_P90_PERMILLE
 
 
 class Pending(msgspec.Struct, gc=False):
@@ -188,7 +189,7 @@ class Calibration(Projection):
         if len(event.modelled_start_ms) != 3:
             return  # of a time before there was a model
         average = self.averages.get((event.group, event.priority)) or MovingAverage()
-        half = average.off_ms * _OFF_TO_P90_PERMILLE // 1000
+        half = average.off_ms * average.reach_permille // 1000
         self._pending[event.task_id] = Pending(
             group=event.group,
             band=event.load_band,
@@ -222,7 +223,9 @@ class Calibration(Projection):
             del self.averages[next(iter(self.averages))]
         average.off_ms += (abs(outcome_ms - average.wait_ms) - average.off_ms) // _AVERAGE_PART
         average.wait_ms += (outcome_ms - average.wait_ms) // _AVERAGE_PART
-        average.seen += 1
+        low, _, high = pending.average_ms
+        by = -4 if low <= outcome_ms <= high else 16
+        average.reach_permille = max(100, min(20_000, average.reach_permille + average.reach_permille * by // 1000))
 
     def _band(self, key: tuple[str, str]) -> Band:
         band = self.bands.pop(key, None)

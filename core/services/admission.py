@@ -208,9 +208,19 @@ class AdmissionService:
         dropped = self._make_room(group, pools)
         estimate = self._estimate(group, ahead, request.priority, prompt_tokens)
         deadline_ns = now + request.deadline_ms * 1_000_000 if request.deadline_ms else 0
-        if request.deadline_ms and estimate.p10_ms > request.deadline_ms:
-            msg = f"the task would start in about {estimate.start_ms} ms, after its deadline"
-            raise DeadlineUnmetError(msg, field="deadline_ms", got=request.deadline_ms)
+        if request.deadline_ms:
+            late = self._estimator.too_late(
+                head,
+                group,
+                caller.owner,
+                estimate,
+                request.deadline_ms,
+                max_tokens=request.max_tokens or 0,
+                prompt_tokens=prompt_tokens,
+                expected_tokens=request.expected_tokens or 0,
+            )
+            if late:
+                raise DeadlineUnmetError(late, field="deadline_ms", got=request.deadline_ms)
         until = now + self._settings.admission.idempotency_ms * 1_000_000 if key else 0
         cancels = request.cancel_on_disconnect
         if cancels is None:

@@ -19,6 +19,7 @@ from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
 from .engines import EngineDirectory
+from .estimate_views import EstimateViews
 from .estimates import Estimator
 from .explaining import Explaining
 from .gpus import GpuService
@@ -51,6 +52,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     watchdog: Watchdog
     loading: LoadingService
     explaining: Explaining
+    estimates: EstimateViews
     gpus: GpuService
 
     def start(self) -> None:
@@ -118,10 +120,10 @@ def build_services(
 
     return Services(
         journal=journal,
-        admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed),
+        admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed, estimator),
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
-        tasks=TaskQueries(journal, texts),
+        tasks=TaskQueries(journal, texts, estimator),
         pools=PoolService(journal, dispatcher),
         capabilities=Capabilities(journal, engines, gpus, settings, api_version),
         readers=Readers(journal, cancel),
@@ -131,4 +133,5 @@ def build_services(
         gpus=gpus,
         loading=loading,
         explaining=Explaining(journal, settings, loading),
+        estimates=EstimateViews(journal, estimator),
     )

@@ -31,6 +31,9 @@ _OFFS: Final = 1.6
 #: a slot whose task has ended, and that was not seen free yet
 _FREEING_US: Final = 20_000.0
 _LATELY_NS: Final = 60_000_000_000
+#: answers of a caller that have to be known before one is called too long for a deadline, and the chance that is none
+_KNOWN_ANSWERS: Final = 32
+_HOPELESS_PERMILLE: Final = 10
 _CURVES: Final = 1024
 
 
@@ -43,6 +46,8 @@ class StartEstimate(msgspec.Struct, frozen=True):
     band: str = ""
     #: 10, 50 and 90 % as the model had them
     model_ms: tuple[int, ...] = ()
+    #: something of this kind was measured before; else it is a guess that nobody should be turned away for
+    grounded: bool = True
 
 
 class Estimator:
@@ -78,7 +83,7 @@ class Estimator:
         model = [round(us / 1000) for us in start_us(situation)]
         low, middle, high = head.of(Calibration).corrected(group, band, model)
         middle = max(low, middle)
-        return StartEstimate(middle, low, max(middle, high), band, tuple(model))
+        return StartEstimate(middle, low, max(middle, high), band, tuple(model), self._grounded(head, group, serving))
 
     def on_time_permille(self, head: Head, state: TaskState, now_ns: int) -> int | None:
         """Chance that a live task ends by its deadline, thousandths; ``None``: it has none."""
@@ -104,9 +109,9 @@ class Estimator:
             admitted.owner,
             estimate,
             left_us,
-            admitted.max_tokens,
-            admitted.prompt_tokens,
-            admitted.expected_tokens,
+            max_tokens=admitted.max_tokens,
+            prompt_tokens=admitted.prompt_tokens,
+            expected_tokens=admitted.expected_tokens,
         )
 
     def chance_permille(
@@ -116,6 +121,7 @@ class Estimator:
         owner: str,
         estimate: StartEstimate,
         left_us: float,
+        *,
         max_tokens: int,
         prompt_tokens: int,
         expected_tokens: int,
@@ -123,13 +129,66 @@ class Estimator:
         """Chance that a task with this predicted start ends within ``left_us``, thousandths."""
         rates = head.of(Estimates)
         curve = self.curve(rates, owner, group, expected_tokens.bit_length())
-        found = [
-            (token_us(rates.pools.get(p.declared.pool_id), p.slots), rates.pools.get(p.declared.pool_id))
-            for p in head.pools.serving(group)
-        ]
-        best_us, pool = min(found, key=lambda one: one[0], default=(float(_TOKEN_US), None))
+        pools = [(p, rates.pools.get(p.declared.pool_id)) for p in head.pools.serving(group)]
+        per_token, pool = min(
+            ((token_us(known, max(1, p.slots)), known) for p, known in pools),
+            key=lambda one: one[0],
+            default=(float(_TOKEN_US), None),
+        )
         starts = [1000.0 * ms for ms in (estimate.p10_ms, estimate.start_ms, estimate.p90_ms)]
-        return round(1000 * ends_within(starts, best_us, prompt_us(pool, prompt_tokens), curve, max_tokens, left_us))
+        return round(1000 * ends_within(starts, per_token, prompt_us(pool, prompt_tokens), curve, max_tokens, left_us))
+
+    def too_late(
+        self,
+        head: Head,
+        group: str,
+        owner: str,
+        estimate: StartEstimate,
+        deadline_ms: int,
+        *,
+        max_tokens: int,
+        prompt_tokens: int,
+        expected_tokens: int,
+    ) -> str:
+        """Why a task that is to end within ``deadline_ms`` will not, in words; "" = it may.
+
+        Nobody is turned away for a guess: what says that a start is too late has to have been measured, and what says
+        that an answer takes too long has to be known of this caller's answers.
+        """
+        if estimate.grounded and estimate.p10_ms > deadline_ms:
+            return f"the task would start in about {estimate.start_ms} ms, after its deadline"
+        rates = head.of(Estimates)
+        known = rates.lengths.get((owner, group, expected_tokens.bit_length()))
+        measured = any(rates.pools[n].token_ns for n, p in rates.pools.items() if p.group == group)
+        if not estimate.grounded or not measured or known is None or known.seen < _KNOWN_ANSWERS:
+            return ""
+        chance = self.chance_permille(
+            head,
+            group,
+            owner,
+            estimate,
+            deadline_ms * 1000.0,
+            max_tokens=max_tokens,
+            prompt_tokens=prompt_tokens,
+            expected_tokens=expected_tokens,
+        )
+        if chance > _HOPELESS_PERMILLE:
+            return ""
+        return (
+            f"the task would start in about {estimate.start_ms} ms, and of {known.seen} answers to this caller "
+            f"hardly any was short enough to end by the deadline then (chance {chance / 10:g} %)"
+        )
+
+    @staticmethod
+    def _grounded(head: Head, group: str, serving: Sequence[PoolState]) -> bool:
+        """Whether pools take tasks, or the time that one needs to come up was measured before."""
+        rates = head.of(Estimates)
+        wake = rates.wakes.get(group)
+        return (
+            any(p.ready and not p.draining for p in serving)
+            or (wake is not None and bool(wake.took_ms))
+            or any((known := rates.pools.get(p.declared.pool_id)) is not None and known.load_ms.seen for p in serving)
+        )
 
     # --- what the model reads --------------------------------------------------------------------------------
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from llama_orch.core.errors import NotFoundError
+from llama_orch.core.errors import ModelNotFoundError, NotFoundError
 from llama_orch.core.projections.head import Head
 from llama_orch.core.services.caller import Caller
+from llama_orch.core.services.estimate_views import EstimateViews
+from llama_orch.core.services.estimates import Estimator
 from llama_orch.core.services.gpus import HostView
 from llama_orch.core.services.tasks import TaskInfo, Usage
 from llama_orch.core.types import PoolView, TaskRequest
@@ -73,7 +75,10 @@ class FakeServices:
         self.cancel = FakeCancel(self)
         self.streams = FakeStreams(self)
         self.gpus = FakeGpus()
+        self.dispatcher = FakeDispatcher()
+        self.explaining = FakeExplaining()
         self.journal = FakeJournal()
+        self.estimates = EstimateViews(cast("Any", self.journal), Estimator())
         self.asked: list[tuple[str, Any]] = []
         #: raised by whatever is asked next
         self.error: Exception | None = None
@@ -174,6 +179,13 @@ class FakeCancel:
         self._services.known(task_id)
 
 
+class FakeDispatcher:
+    """`services.dispatcher`: attempts as a test sets them."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, Any] = {}
+
+
 class FakeGpus:
     """`services.gpus`: hosts as a test sets them."""
 
@@ -184,11 +196,24 @@ class FakeGpus:
         return self.hosts
 
 
+class FakeExplaining:
+    """`services.explaining`: one model, which nobody waits for."""
+
+    def model(self, model_ref: str) -> dict[str, Any]:
+        if model_ref != "mock":
+            raise ModelNotFoundError(f"no pool serves the model {model_ref!r}", field="model_ref", got=model_ref)
+        return {"model_ref": model_ref, "words": []}
+
+    def waits(self, task_id: str) -> str:
+        return ""
+
+
 class FakeStreams:
     """`services.streams`."""
 
     def __init__(self, services: FakeServices) -> None:
         self._services = services
+        self.metrics_dropped = 0
 
     async def open(self, task_id: str, **rest: Any) -> AsyncIterator[Sequence[Any]]:
         services = self._services
