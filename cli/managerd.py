@@ -189,18 +189,15 @@ class _Plugins:
             self._found = PluginManager(built_in=[ENGINES])
         return self._found
 
-    def make_pools(self, data_dir: Path, sink: PoolSink) -> Pools:
+    def make_pools(self, data_dir: Path, sink: PoolSink, devices: _Devices) -> Pools:
         """What looks after engines."""
         from ..pools.manager import PoolManager
         from ..pools.outfitting import Outfitter
         from ..pools.room import HostRoom
-        from ..pools.telemetry.sampler import Sampler
 
         plugins = self.load()
         launchers = plugins.launchers()
-        sampler = Sampler("local")
-        sampler.start()
-        room = HostRoom(sampler.sample)
+        room = HostRoom(devices.sampler.sample)
         return PoolManager(
             sink=sink,
             data_dir=data_dir,

@@ -7,6 +7,7 @@ outbox. It decides nothing; :class:`~.desired.Pools` works towards what was want
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -20,6 +21,7 @@ from ..core.events.pool import PoolReady
 from ..core.ports import EngineProperties
 from ..core.projections.pools import UNLOADED
 from ..core.registry import encode_payload, type_of
+from ..core.settings import ManagerSettings
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
 from .desired import Pools, PoolSink
 from .fence import Fence
@@ -68,6 +70,7 @@ class Managerd:
         linger_ms: end, and end the engines, when nobody was connected for so long; ``None`` = live until told.
         version: of the program.
         engine_logs: directory of the engines' logs.
+        look: the latest sample of the host's devices, as JSON, given the milliseconds between two; it returns at once.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Managerd:
         version: str,
         engine_logs: Path,
         linger_ms: int | None,
+        look: Callable[[int], bytes] | None = None,
     ) -> None:
         self._directory = directory
         self._make_pools = make_pools
@@ -102,6 +106,8 @@ class Managerd:
         self._connections: set[asyncio.Task[None]] = set()
         self._tunnels: set[Lines] = set()
         self._work = asyncio.Event()
+        self._look_at_devices = look
+        self._greeted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._linger: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -132,6 +138,8 @@ class Managerd:
             said += [f"{name[0]}:{name[1]}" for name in (s.getsockname() for s in server.sockets)]
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._write()), loop.create_task(self._look())]
+        if self._look_at_devices is not None:
+            self._tasks.append(loop.create_task(self._report(self._look_at_devices)))
         self._wait_for_somebody()
         if self._outbox:
             self._work.set()
@@ -214,9 +222,16 @@ class Managerd:
     def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
         self._mention(Progress(pool_id=pool_id, phase=phase, done=done, total=total, unit=unit))
 
-    def sample(self, sample: bytes) -> None:
-        """How the GPUs are, for whoever listens."""
-        self._mention(GpuSample(sample=msgspec.Raw(sample)))
+    async def _report(self, look: Callable[[int], bytes]) -> None:
+        """How the devices are, for whoever listens: at once when somebody begins to, then once a period."""
+        while True:
+            manager = self._desired.manager if self._desired is not None else ManagerSettings()
+            sample = look(manager.sample_ms)
+            self._mention(GpuSample(sample=msgspec.Raw(sample)))
+            self._greeted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(manager.sample_ms / 1000):
+                    await self._greeted.wait()
 
     @property
     def host(self) -> str:
@@ -348,6 +363,7 @@ class Managerd:
             )
         )
         self._send(self._outbox.pending)
+        self._greeted.set()
         return None
 
     async def _obey(self, lines: Lines) -> None:

@@ -114,6 +114,8 @@ class GpuService:
             if gpu.utilization_percent is not None:
                 self._utilization[gpu.uuid] = smoothed(self._utilization.get(gpu.uuid), gpu.utilization_percent)
         told = self._journal.head.gpus.by_host.get(sample.host)
+        if sample.trouble == "no-sample" and told is not None:
+            return  # its pool-managerd has just started; what was known is believed until it is old
         self._tell(told, coarse(told, self._aged(sample, sample.age_ms), self._utilization), now_ns)
         self._watch()
 

@@ -132,6 +132,15 @@ def test_after_a_restart_what_the_journal_holds_is_old_until_it_is_confirmed() -
         assert [event.trouble for event in observed(stage)] == ["", "stale", ""], "confirmed, so nothing changed"
 
 
+def test_a_driver_that_has_not_answered_yet_makes_nothing_unknown() -> None:
+    with on_stage() as stage:
+        opening = sample(trouble="no-sample")
+        send(stage, opening)
+        assert [(event.trouble, event.memory_total_mib) for event in observed(stage)] == [("no-sample", 64 * 1024)]
+        send(stage, sample(gpu()), opening, opening, sample(gpu()))
+        assert [event.trouble for event in observed(stage)] == ["no-sample", ""]
+
+
 def test_what_cannot_be_journaled_is_journaled_when_it_can() -> None:
     with on_stage() as stage:
         stage.journal.status = "refusing"
