@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..core.events.model import ModelStaged
+from ..core.events.model import EngineInstalled, ModelStaged
 from ..core.settings import ManagerSettings
 from . import causes
 from .lifecycle import Trouble
@@ -18,7 +18,7 @@ from .models.errors import StagingError
 from .models.staging import stage
 from .models.transfer import Progress as StagingProgress
 from .preparing import Order, Prepared, Progress, StartError
-from .provisioning.catalog import EngineCatalog
+from .provisioning.catalog import EngineCatalog, EngineRecord
 from .provisioning.problems import ProvisionError
 from .provisioning.provision import provision
 from .sizing import Size, shape_of, size_of
@@ -67,6 +67,7 @@ class Outfitter:
             return Prepared(config=config)
         if self._data_dir is None:
             return Prepared(config={**config, "model_path": str(model_path(order.model, self._models))})
+        installed: list[EngineRecord] = []
         try:
             engine = provision(
                 order.settings.provisioning,
@@ -76,6 +77,7 @@ class Outfitter:
                 forbid_downloads=self._manager.forbid_downloads,
                 progress=lambda phase, done, total, unit: progress(f"provisioning: {phase}", done, total, unit),
                 stop=cancelled.is_set,
+                installed=installed.append,
             )
         except ProvisionError as error:
             raise StartError(Trouble(error.cause, error.message, error.what_to_do, error.permanent)) from error
@@ -90,7 +92,7 @@ class Outfitter:
                 "gpu_memory_bytes": {gpu: totals[gpu] for gpu in order.devices if gpu in totals},
             },
             predicted_bytes=size.predicted_bytes if size is not None else {},
-            facts=(*facts, *((size.event,) if size is not None else ())),
+            facts=(*(_installed(record) for record in installed), *facts, *((size.event,) if size is not None else ())),
         )
 
     def size(self, order: Order) -> Size | None:
@@ -146,6 +148,18 @@ class _Here(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     digest: str = ""
+
+
+def _installed(record: EngineRecord) -> EngineInstalled:
+    return EngineInstalled(
+        host="local",
+        engine=record.engine,
+        mode=record.mode,
+        version=record.version,
+        digest=record.digest,
+        flags=" ".join(record.flags),
+        build=record.build,
+    )
 
 
 def is_launched(order: Order, launchers: Container[str]) -> bool:

@@ -12,6 +12,7 @@ import lzma
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -79,7 +80,10 @@ def unpack(archive: Path, into: Path, program: str, *, limits: Limits | None = N
         EOFError,
         zlib.error,
         lzma.LZMAError,
+        struct.error,
         ValueError,
+        LookupError,
+        ArithmeticError,
         NotImplementedError,
         RuntimeError,
     ) as error:
@@ -124,6 +128,8 @@ def _unzip(archive: Path, unpacking: _Unpacking) -> None:
             mode = info.external_attr >> 16
             if info.flag_bits & 0x1:
                 raise _RefusedError(f"{_shown(info.filename)} is encrypted")
+            if not info.filename:
+                raise _RefusedError("a member has no name")
             if info.is_dir():
                 unpacking.folder(info.filename.rstrip("/"))
             elif stat.S_ISLNK(mode):

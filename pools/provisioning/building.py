@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ..identity import MARKER, process_table
 from .problems import ProvisionError, Stop
 
 #: so many lines of a log stand in an error
 LAST_LINES: Final = 12
 _LOOK_S: Final = 0.2
+#: so often, and so far apart, what is to end is told so
+_ENDINGS: Final = 200
+_ENDING_S: Final = 0.01
 #: of the environment, what compilers and fetching need; secrets and this program's settings are not among it
 _PASSED: Final = (
     *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PKG_CONFIG_PATH", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"),
@@ -30,16 +36,17 @@ class Workshop:
     """Where programs are found and what they are given.
 
     Args:
-        environment: of this program; ``None`` = the process's.
+        environment: of this program.
         home: directory that programs take for the user's own, so that none writes anywhere else.
-        marker: see :meth:`~.catalog.EngineCatalog.marker`.
+        marker: see :meth:`~.catalog.EngineCatalog.marker`; all that is started bears it.
     """
 
-    def __init__(self, environment: Mapping[str, str], home: Path, marker: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], home: Path, marker: str) -> None:
         home.mkdir(mode=0o700, exist_ok=True)
+        self._marker = marker
         self._path = environment.get("PATH", os.defpath)
         self._environment = {name: environment[name] for name in _PASSED if name in environment}
-        self._environment |= {"HOME": str(home), "TMPDIR": str(home), **marker}
+        self._environment |= {"HOME": str(home), "TMPDIR": str(home), MARKER: marker}
         # Programs of installed packages (cmake, ninja) stand beside the interpreter.
         self._path += os.pathsep + str(Path(sys.executable).parent)
         self._environment["PATH"] = self._path
@@ -84,7 +91,7 @@ class Workshop:
             try:
                 status = _ended(child, stop)
             finally:
-                _end(child)
+                self._end(child)
             file.seek(begin)
             said = file.read().decode("utf-8", "replace")
         if status is None:
@@ -93,6 +100,13 @@ class Workshop:
             lines = [line for line in said.splitlines() if line.strip()][-LAST_LINES:]
             raise ProvisionError(cause, "\n  ".join([f"{what} failed (exit status {status}):", *lines]))
         return said
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        """Nothing that it started lives on."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        end_builders(self._marker)
 
 
 def _ended(child: subprocess.Popen[bytes], stop: Stop) -> int | None:
@@ -104,10 +118,14 @@ def _ended(child: subprocess.Popen[bytes], stop: Stop) -> int | None:
                 return None
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Nothing that it started lives on."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    child.wait()
+def end_builders(marker: str) -> None:
+    """End all processes that bear a marker, and wait until they are gone; builders make groups of their own."""
+    table = process_table()
+    for _ in range(_ENDINGS):
+        living = list(table.marked(marker))
+        if not living:
+            return
+        for pid, _told in living:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_ENDING_S)

@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from ..identity import MARKER, process_table
+from .building import end_builders
 from .problems import ProvisionError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -184,18 +183,6 @@ def key_of(engine: str, mode: str, inputs: Sequence[str]) -> str:
 def name_of(engine: str, mode: str, key: str) -> str:
     """Name of an install in the catalog."""
     return f"{engine}-{mode}-{key[:12]}"
-
-
-def end_builders(marker: str) -> None:
-    """End what still builds for an install that nobody waits for any more."""
-    for pid, _ in list(process_table().marked(marker)):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def build_environment(marker: str) -> dict[str, str]:
-    """What marks a process as building, see :meth:`EngineCatalog.marker`."""
-    return {MARKER: marker}
 
 
 def _clear(path: Path) -> None:

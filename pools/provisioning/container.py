@@ -63,6 +63,7 @@ def prepare(
     *,
     place: Path,
     log: Path,
+    marker: str,
     environment: Mapping[str, str],
     forbid_downloads: bool,
     progress: Progress,
@@ -75,6 +76,7 @@ def prepare(
         wanted_runtime: "podman", "docker", or "" = the first of them that is there.
         place: directory to work in.
         log: what the runtime says while it pulls.
+        marker: see :meth:`~.catalog.EngineCatalog.marker`.
         environment: of this program.
         forbid_downloads: an image that is not here is refused.
         progress: hears that it is pulled.
@@ -92,7 +94,7 @@ def prepare(
         if forbid_downloads:
             raise ProvisionError("downloads-forbidden", f"{kind} does not have the image {image}, and may not pull it")
         progress("pull", 0, 0, "")
-        workshop = Workshop(environment, place / "home", {})
+        workshop = Workshop(environment, place / "home", marker)
         argv = [runtime, "pull", image]
         passed = {name: environment[name] for name in _CLIENT if name in environment}
         workshop.run(argv, log=log, what=f"{kind} pull {image}", stop=stop, cause="fetch-failed", environment=passed)

@@ -14,7 +14,7 @@ import msgspec
 from ...core.ports import ContainerSpec, ProvisionedEngine
 from ...core.settings import ProvisioningSettings
 from . import archive, container, download, inspection, source
-from .catalog import EngineCatalog, EngineRecord, build_environment, key_of, name_of
+from .catalog import EngineCatalog, EngineRecord, key_of, name_of
 from .problems import Progress, ProvisionError, Stop, never, silent
 
 #: engines that a Python package brings
@@ -34,6 +34,8 @@ class Preparing(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str] = os.environ
     progress: Progress = silent
     stop: Stop = never
+    #: hears of what was not there before
+    installed: Callable[[EngineRecord], None] = lambda _record: None
     #: Unix time, milliseconds
     now_ms: Callable[[], int] = _now_ms
     #: look again what a branch or tag names, and make what was installed anew if that is another commit
@@ -49,6 +51,7 @@ def provision(
     forbid_downloads: bool = False,
     progress: Progress = silent,
     stop: Stop = never,
+    installed: Callable[[EngineRecord], None] = lambda _record: None,
     environment: Mapping[str, str] | None = None,
 ) -> ProvisionedEngine:
     """The engine of a pool, prepared if it is not yet. Blocks, for minutes when it is built: call it in a thread.
@@ -61,6 +64,7 @@ def provision(
         forbid_downloads: what is not there is refused.
         progress: hears of phases and bytes.
         stop: asked now and then; true = give up.
+        installed: hears of what was not there before.
         environment: of this program; ``None`` = the process's.
 
     Raises:
@@ -71,6 +75,7 @@ def provision(
         forbid_downloads=forbid_downloads,
         progress=progress,
         stop=stop,
+        installed=installed,
         environment=os.environ if environment is None else environment,
     )
     gpus = [device for device in devices if device != "cpu"]
@@ -231,7 +236,7 @@ def _source(settings: ProvisioningSettings, engine: str, preparing: Preparing) -
             place,
             log,
             environment=preparing.environment,
-            marker=build_environment(catalog.marker(name)),
+            marker=catalog.marker(name),
             progress=preparing.progress,
             stop=preparing.stop,
         )
@@ -269,6 +274,7 @@ def _container(settings: ProvisioningSettings, engine: str, preparing: Preparing
             settings.runtime,
             place=place,
             log=catalog.log_path(name),
+            marker=catalog.marker(name),
             environment=preparing.environment,
             forbid_downloads=preparing.forbid_downloads,
             progress=preparing.progress,
@@ -290,7 +296,7 @@ def _container(settings: ProvisioningSettings, engine: str, preparing: Preparing
         done = _done(catalog, name, key)
         if done is not None and msgspec.structs.replace(done, installed_at_ms=0) == record:
             return done
-        return catalog.add(msgspec.structs.replace(record, installed_at_ms=preparing.now_ms()), None)
+        return _told(preparing, msgspec.structs.replace(record, installed_at_ms=preparing.now_ms()), None)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -306,7 +312,8 @@ def _add(preparing: Preparing, record: EngineRecord, tree: Path, program: Path) 
     preparing.progress("check", 0, 0, "")
     environment = {"PATH": os.defpath, "LD_LIBRARY_PATH": str(program.parent), "HOME": str(tree)}
     found = inspection.ask(program, environment)
-    return preparing.catalog.add(
+    return _told(
+        preparing,
         msgspec.structs.replace(
             record,
             version=found.version,
@@ -317,6 +324,12 @@ def _add(preparing: Preparing, record: EngineRecord, tree: Path, program: Path) 
         ),
         tree,
     )
+
+
+def _told(preparing: Preparing, record: EngineRecord, tree: Path | None) -> EngineRecord:
+    added = preparing.catalog.add(record, tree)
+    preparing.installed(added)
+    return added
 
 
 def _forbidden(what: str) -> ProvisionError:

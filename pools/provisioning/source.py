@@ -48,7 +48,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
 def checked(git: str, ref: str, flags: Sequence[str]) -> Sources:
     """Sources that are safe to name to git and CMake. :raises ProvisionError: ``bad-configuration``."""
-    if not git or git.startswith("-") or re.search(r"[\x00-\x20]|::", git):
+    if not git or git.startswith("-") or re.search(r"[\x00-\x1f]|^\w+::", git):
         raise ProvisionError(
             "bad-configuration", f"provisioning.git got {git!r}, takes the URL or path of a repository"
         )
@@ -83,7 +83,7 @@ class SourceBuild:
         log: Path,
         *,
         environment: Mapping[str, str],
-        marker: Mapping[str, str],
+        marker: str,
         progress: Progress,
         stop: Stop,
     ) -> None:
@@ -129,7 +129,7 @@ class SourceBuild:
             ProvisionError: ``fetch-failed``, ``build-failed`` with the end of the log, ``missing-tool``, ``cancelled``.
         """
         cmake = self._workshop.tool("cmake")
-        self._workshop.tool("c++", "g++", "clang++")
+        self._workshop.tool("c++", "g++", "clang++", "cc")
         tree, built = self._place / "sources", self._place / "build"
         self._fetch(tree, commit)
         self._progress("configure", 0, 0, "")
