@@ -15,7 +15,6 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from ..core.events.pool import PoolDraining, PoolReady, PoolUnready
 from ..core.events.server import ServerStarted, ServerStopped
 from ..core.events.task import (
     TaskAdmitted,
@@ -27,6 +26,7 @@ from ..core.events.task import (
     TaskStarted,
 )
 from ..core.projections.projection import Recorded
+from .log_pools import SENTENCES, WARNINGS
 from .redact import redact, redact_text
 
 _encode = msgspec.json.Encoder().encode
@@ -106,15 +106,13 @@ class EventLog:
             TaskAttemptFailed: self._attempt_failed,
             TaskCancelled: self._cancelled,
             TaskEnded: self._ended,
-            PoolReady: self._pool_ready,
-            PoolUnready: self._pool_unready,
-            PoolDraining: self._pool_draining,
+            **SENTENCES,
             ServerStarted: self._server_started,
             ServerStopped: self._server_stopped,
         }
         if self._level > LEVELS["info"]:
             # Nothing but these can be a warning; composing the others would cost each task for nothing.
-            kept = (TaskRejected, TaskAttemptFailed, TaskEnded, PoolUnready)
+            kept = (TaskRejected, TaskAttemptFailed, TaskEnded, *WARNINGS)
             self._said = {kind: say for kind, say in self._said.items() if kind in kept}
 
     def subscribe(self, journal: Any) -> None:
@@ -259,32 +257,7 @@ class EventLog:
         human = f"Task {event.task_id} {event.outcome} with {event.tokens_out} tokens in {event.decode_ms} ms."
         return "info", fields, human
 
-    # --- pools and server ------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _pool_ready(record: Recorded) -> tuple[str, Fields, str]:
-        event: PoolReady = record.payload
-        fields = {
-            "pool_id": event.pool_id,
-            "replica_id": event.replica_id,
-            "engine_version": event.engine_version,
-            "model_digest": event.model_digest,
-            "ctx": event.ctx,
-        }
-        return "info", fields, f"Pool {event.pool_id} is ready with {event.slots} slots of {event.ctx} tokens."
-
-    @staticmethod
-    def _pool_unready(record: Recorded) -> tuple[str, Fields, str]:
-        event: PoolUnready = record.payload
-        level = "info" if event.cause in ("starting", "loading", "shutdown") else "warning"
-        advice = f" {event.advice}" if event.advice else ""
-        human = f"Pool {event.pool_id} is not ready ({event.cause}): {event.detail or 'no more is known'}.{advice}"
-        return level, {"pool_id": event.pool_id, "cause": event.cause}, human
-
-    @staticmethod
-    def _pool_draining(record: Recorded) -> tuple[str, Fields, str]:
-        event: PoolDraining = record.payload
-        return "info", {"pool_id": event.pool_id}, f"Pool {event.pool_id} takes no new tasks."
+    # --- server ------------------------------------------------------------------------------------------
 
     @staticmethod
     def _server_started(record: Recorded) -> tuple[str, Fields, str]:

@@ -22,7 +22,7 @@ Ask = Callable[..., Answer]
 OPERATIONS = operations()
 IDS = [f"{method} {kind.path}" for kind, method, _ in OPERATIONS]
 #: status of the ids that the fakes know
-KNOWN = {"task_id": TASK, "pool_id": "m", "session_id": TASK, "model_id": "m"}
+KNOWN = {"task_id": TASK, "pool_id": "m", "session_id": TASK, "model_id": "m", "model_ref": "mock"}
 
 
 def path_of(kind: type[Resource], values: dict[str, str] = KNOWN) -> str:
