@@ -42,6 +42,9 @@ _PLANNED = 90
 #: bytes a millisecond that a load is taken to read until one was measured, and what comes beside
 _LOAD_BYTES_MS, _LOAD_BASE_MS = 1_000_000, 1_500
 
+#: time that the running tasks of a pool are taken to need where nobody estimated it
+_BUSY_MS = 5_000
+
 # How hard it is on a pool to leave.
 _IDLE, _AT_WORK, _IN_DEMAND = 0, 1, 2
 
@@ -80,8 +83,9 @@ class Need(Struct, kw_only=True):
     due_ns: int
     #: time to get there once it is begun: drain and load
     cost_ms: int
-    #: when that has to begin, others with the same devices considered
+    #: when that has to begin, fair turns of others with the same devices considered; and the shortest turns
     latest_ns: int = 0
+    pressing_ns: int = 0
 
     @property
     def group(self) -> str:
@@ -190,7 +194,7 @@ class _Desk:
                 continue
             since = max(demand.oldest_ns, *(p.served_until_ns for p in own))
             on = {(p.host, device) for p in pools for device in p.devices}
-            drain = max((p.busy_ms for p in self._loaded_on(on)), default=0)
+            drain = max((self._drain_ms(p) for p in self._loaded_on(on)), default=0)
             needs.append(
                 Need(
                     demand=demand,
@@ -202,18 +206,41 @@ class _Desk:
             )
         self._plan_back(needs)
         for need in needs:
-            self.looks.append(need.latest_ns)
+            self.looks += [need.latest_ns, need.pressing_ns]
         return sorted(needs, key=lambda n: (not self._urgent(n), not n.demand.interactive, n.due_ns, n.group))
 
     def _plan_back(self, needs: list[Need]) -> None:
-        """When each has to begin so that it and those due after it on the same devices are served in time."""
-        later: list[tuple[set[Key], int]] = []
-        for need in sorted(needs, key=lambda n: (-n.due_ns, n.group)):
+        """When each has to begin so that it and those due after it on the same devices are served in time.
+
+        Those in between get turns that serve their queues, at most their share of the bound; when even that is too late
+        (``pressing_ns``), the shortest turns that are worth a load.
+        """
+        full: list[tuple[set[Key], int]] = []
+        short: list[tuple[set[Key], int]] = []
+        for need in sorted(needs, key=lambda n: (n.due_ns, n.group), reverse=True):
             on = {(p.host, device) for p in need.pools for device in p.devices}
-            behind = min((begin for keys, begin in later if keys & on), default=need.due_ns)
-            turn = min(self._least_turn_ms(p) for p in need.pools) if behind < need.due_ns else 0
-            need.latest_ns = min(need.due_ns, behind - turn * _MS) - need.cost_ms * _MS
-            later.append((on, need.latest_ns))
+            least = min(self._least_turn_ms(p) for p in need.pools)
+            turn = max(least, min(need.demand.work_ms, self._share_ms(need.pools[0])))
+            need.latest_ns = self._begin_ns(need, on, full, turn)
+            need.pressing_ns = self._begin_ns(need, on, short, least)
+
+    @staticmethod
+    def _begin_ns(need: Need, on: set[Key], later: list[tuple[set[Key], int]], turn_ms: int) -> int:
+        behind = min((begin - turn_ms * _MS for keys, begin in later if keys & on), default=need.due_ns)
+        begin = min(need.due_ns, behind) - need.cost_ms * _MS
+        later.append((on, begin))
+        return begin
+
+    def _share_ms(self, pool: PoolMemory) -> int:
+        """A fair turn where more is asked for than there is time."""
+        on = set(pool.devices)
+        rivals = sum(1 for g in self.demand if any(p.group == g and on & set(p.devices) for p in self.pools))
+        share = self.limits.bound_ms * _PLANNED // 100 // max(1, rivals)
+        return share - self._load_ms(pool) - _BUSY_MS
+
+    @staticmethod
+    def _drain_ms(pool: PoolMemory) -> int:
+        return (pool.busy_ms or _BUSY_MS) if pool.leases else 0
 
     @staticmethod
     def _load_ms(pool: PoolMemory) -> int:
@@ -367,9 +394,8 @@ class _Desk:
         if not self._urgent(need):
             return False
         least = self._least_turn_ms(pool)
-        if self.now < need.due_ns - need.cost_ms * _MS:
-            rivals = sum(1 for g in self.demand if g != pool.group and not self._served(g)) + 1
-            least = max(least, self.limits.bound_ms // rivals - self._load_ms(pool))
+        if self.now < need.pressing_ns:
+            least = max(least, self._share_ms(pool))
         over = pool.since_ns + least * _MS
         if over > self.now:
             self.looks.append(over)
