@@ -23,14 +23,13 @@ from ..core.events.pool import PoolDraining, PoolReady, PoolUnready
 from ..core.events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskPlaced, TaskRejected, TaskStarted
 from ..core.projections.projection import Recorded
 from ..core.services.container import Services
+from .gauges import PoolLabels, read_gpus, read_kv_cache
 
 LINT_FILE = Path(__file__).with_name("metrics_lint.toml")
 OTHER = "other"
 #: pool of a task whose group has several
 SEVERAL = "*"
 Values = tuple[str, ...]
-#: engine, engine_version, pool_id, replica_id
-PoolLabels = tuple[str, str, str, str]
 #: a task's pool, and its priority
 TaskLabels = tuple[PoolLabels, str]
 
@@ -46,9 +45,14 @@ _HELP = {
     "drain_events_total": "Drains of pools.",
     "pool_restarts_total": "Engine processes that took the place of earlier ones.",
     "preload_outcomes_total": "How attempts to bring a pool's engine up ended.",
+    "driver_resets_total": "Engines that were lost because the GPU's driver reset.",
+    "metrics_frames_dropped_total": "Metrics frames of streams that were due and not sent, because something came first.",
     "queue_depth": "Tasks that wait.",
     "placement_candidates_considered": "Pools that the last placement decision considered.",
     "model_state": "1 for the state that a model is in.",
+    "kv_cache_usage_ratio": "Share of a pool's slots and context that the tokens of running tasks take, 0 to 1.",
+    "gpu_utilization": "Share of time that a GPU was busy, 0 to 1; under each pool that is on it. Absent when not known.",
+    "vram_used_bytes": "GPU memory: what a pool's engine was measured to take, and without a pool all the rest in use.",
     "active_leases": "Slots that are promised or in use.",
     "active_sessions": "Open sessions.",
     "active_streams": "Readers of streams, and requests that wait for a task's end.",
@@ -307,6 +311,8 @@ class Metrics(Collector):
             return
         engine = self._pool_labels(event.pool_id)[0]
         self._counters["preload_outcomes_total"].add(engine, event.pool_id, "failed")
+        if event.cause == "driver-reset":
+            self._counters["driver_resets_total"].add(engine, event.pool_id)
 
     def _pool_draining(self, event: PoolDraining) -> None:
         engine = self._pool_labels(event.pool_id)[0]
@@ -355,3 +361,6 @@ class Metrics(Collector):
         gauges["active_sessions"].set(to=len(head.sessions.by_id))
         gauges["active_streams"].set(to=services.readers.open)
         gauges["journal_ok"].set(to=int(services.journal.status == "ok"))
+        self._counters["metrics_frames_dropped_total"].set(to=services.streams.metrics_dropped)
+        read_kv_cache(services, gauges["kv_cache_usage_ratio"], self._pool_labels)
+        read_gpus(services, gauges["gpu_utilization"], gauges["vram_used_bytes"], self._pool_labels)

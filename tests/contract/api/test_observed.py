@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llama_orch.api.logs import EventLog, LineWriter
 from llama_orch.api.metrics import lint
-from llama_orch.core.events.pool import PoolDraining
-from llama_orch.core.settings import PoolSettings, QueueSettings
+from llama_orch.core.devices import GpuReading, HostSample
+from llama_orch.core.events.pool import PoolDraining, PoolMeasured, PoolReady
+from llama_orch.core.settings import PoolSettings, QueueSettings, StreamSettings
 
 from .live_server import LiveServer
 
@@ -42,9 +43,12 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None
 
 @pytest.fixture
 def small(make_server: Callable[..., LiveServer]) -> LiveServer:
-    """One slot, one place in the queue, whose oldest batch task makes room."""
+    """One slot, one place in the queue, whose oldest batch task makes room; metrics frames every 20 ms."""
     queue = QueueSettings(capacity=1, full_policy="drop-lru")
-    return make_server(pools=[PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=queue)])
+    return make_server(
+        pools=[PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=queue)],
+        streams=StreamSettings(metrics_ms=20),
+    )
 
 
 @pytest.fixture
@@ -68,16 +72,17 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
     waiting = submit(http, "x").json()["task_id"]
     assert submit(http, "x").status_code == 429
     assert http.post("/v1/tasks", json={"model_ref": "no", "prompt": "x"}).status_code == 404
-    with http.stream("GET", f"/v1/tasks/{running}/stream") as answer:
+    with http.stream("GET", f"/v1/tasks/{running}/stream?metrics=1") as answer:
         reading = answer.iter_bytes()
         next(reading)
         during = values(http)
+        small.call(time.sleep, 0.1)  # the server is late: frames that were due are dropped
     http.post(f"/v1/tasks/{running}/cancel")
     assert http.get(f"/v1/tasks/{waiting}", params={"wait": 20_000}).json()["state"] == "completed"
     # The pool's engine fails, comes back as another process, and is drained.
     properties = small.call(lambda: pools._journal.head.pools.by_id["m"].observed)
     assert properties is not None
-    small.call(lambda: pools.unready("m", cause="engine-exited", detail="gone", advice="", retry_ms=1))
+    small.call(lambda: pools.unready("m", cause="driver-reset", detail="gone", advice="", retry_ms=1))
     until(lambda: values(http)["pool_ready"] == 0, "an unready pool")
     unready = values(http)
 
@@ -110,6 +115,48 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
     )
     assert {ready, not_ready} <= set(http.get("/metrics").text.splitlines())
     assert after["journal_ok"] == 1
+    assert (before["kv_cache_usage_ratio"], after["kv_cache_usage_ratio"]) == (0, 0)
+    assert during["kv_cache_usage_ratio"] > 0
+
+
+def gpu_series(http: httpx.Client) -> dict[tuple[str, str, str], float]:
+    """``(series, pool, device)`` and the value."""
+    return {
+        (sample.name, sample.labels["pool_id"], sample.labels["device"]): sample.value
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        for sample in family.samples
+        if "device" in sample.labels
+    }
+
+
+def test_series_of_gpus_follow_their_samples_and_end_with_them(http: httpx.Client, small: LiveServer) -> None:
+    gpus = [
+        GpuReading(uuid="GPU-1", used_bytes=900, utilization_percent=40),
+        GpuReading(uuid="GPU-2", used_bytes=70),
+        GpuReading(uuid="GPU-3", trouble="gpu-lost"),
+    ]
+    ready = PoolReady(
+        pool_id="m", replica_id="r0", generation=1, engine_version="mock-1", slots=1, ctx=9, devices=["GPU-1"]
+    )
+    assert gpu_series(http) == {}
+    small.call(lambda: small.services.journal.append([ready], actor="test", correlation=""))
+    small.call(small.services.gpus.receive, HostSample(host="local", gpus=gpus))
+    assert gpu_series(http) == {
+        ("gpu_utilization", "m", "GPU-1"): 0.4,
+        ("vram_used_bytes", "", "GPU-1"): 900,
+        ("vram_used_bytes", "", "GPU-2"): 70,
+    }
+    measured = PoolMeasured(pool_id="m", generation=1, observed_bytes={"GPU-1": 600})
+    small.call(lambda: small.services.journal.append([measured], actor="test", correlation=""))
+    assert gpu_series(http) == {
+        ("gpu_utilization", "m", "GPU-1"): 0.4,
+        ("vram_used_bytes", "m", "GPU-1"): 600,
+        ("vram_used_bytes", "", "GPU-1"): 300,
+        ("vram_used_bytes", "", "GPU-2"): 70,
+    }
+    gone = HostSample(host="local", gpus=gpus, trouble="driver-gone")
+    small.call(small.services.gpus.receive, gone)
+    assert gpu_series(http) == {}, "what is not known has no series"
 
 
 def test_every_sample_has_the_labels_of_the_lint_file_and_known_values(http: httpx.Client) -> None:
