@@ -47,7 +47,7 @@ ORDERS = [
     *itertools.permutations(ALL, 2),
     *itertools.permutations(ALL, 3),
 ]
-WIRE_POOL: dict[str, Any] = {"id": "wire", "engine": "wire", "model": "wire", "slots": 4}
+WIRE_POOL: dict[str, Any] = {"id": "wire", "engine": "wire", "model": "haiku", "slots": 4}
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -56,7 +56,7 @@ def wire_request(rng: random.Random) -> dict[str, Any]:
     """A task for the mock: short or long, quick or slow."""
     tokens, rate = rng.choice((1, 8, 40, 80)), rng.choice((100, 200, 400, 0))
     return {
-        "model_ref": "wire",
+        "model_ref": "haiku",
         "prompt": f"[[mock tokens={tokens} rate={rate}]] {rng.getrandbits(32):08x}",
         "priority": rng.choice(("interactive", "batch")),
         "recovery": rng.choice(("continue", "continue", "strict")),
@@ -256,7 +256,7 @@ def test_a_stopped_server_that_wakes_up_commands_nothing_and_ends(tmp_path: Path
             await place.start()
             engine = await pools.whole()
             # It decodes for so long that its slot is still busy when the next server asks for it.
-            task = {"model_ref": "wire", "prompt": "[[mock tokens=100000 rate=50]]", "recovery": "strict"}
+            task = {"model_ref": "haiku", "prompt": "[[mock tokens=100000 rate=50]]", "recovery": "strict"}
             assert (await place.call("POST", "/v1/tasks", task)).status == 202
             while not await busy(engine.port):
                 await asyncio.sleep(0.02)
