@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,19 +10,20 @@ from typing import Final
 
 import msgspec
 
+from . import elf
 from .problems import ProvisionError
 
 #: the server program of each engine that comes as a program
 PROGRAMS: Final[dict[str, str]] = {"llamacpp": "llama-server"}
 _ANSWER_S: Final = 60.0
 _ANSWER_BYTES: Final = 1024 * 1024
-#: build -> what its libraries are called, or name as theirs
-_BUILDS: Final[tuple[tuple[str, bytes], ...]] = (
-    ("cuda", b"libcuda.so|libcudart.so|libcublas.so|libggml-cuda"),
-    ("rocm", b"libamdhip64.so|libhipblas.so|libggml-hip"),
-    ("vulkan", b"libvulkan.so|libggml-vulkan"),
-    ("sycl", b"libsycl.so|libggml-sycl"),
-    ("metal", b"Metal.framework|libggml-metal"),
+#: build -> what its libraries are called
+_BUILDS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
+    ("cuda", re.compile(r"libcuda\.so|libcudart\.so|libcublas\.so|libggml-cuda")),
+    ("rocm", re.compile(r"libamdhip64\.so|libhipblas\.so|libggml-hip")),
+    ("vulkan", re.compile(r"libvulkan\.so|libggml-vulkan")),
+    ("sycl", re.compile(r"libsycl\.so|libggml-sycl")),
+    ("metal", re.compile(r"libggml-metal")),
 )
 _LIBRARY: Final = re.compile(r"\.(so(\.\d+)*|dylib)$")
 _VERSION: Final = re.compile(r"^version: *(\S+)(?: \((\w+)\))?", re.MULTILINE)
@@ -67,18 +66,14 @@ def find_program(tree: Path, name: str) -> Path:
 
 def build_of(files: Iterable[Path]) -> str:
     """For which devices programs and libraries were built, by the libraries that they are or need; "cpu" if for none."""
-    patterns = [(build, re.compile(names)) for build, names in _BUILDS]
     for path in files:
         try:
-            with path.open("rb") as file:
-                if file.read(4) not in {b"\x7fELF", b"\xcf\xfa\xed\xfe"}:
-                    continue
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    for build, pattern in patterns:
-                        if pattern.search(os.fsencode(path.name)) or pattern.search(content):
-                            return build
-        except (OSError, ValueError):
+            names = [path.name, *elf.needed(path)] if elf.is_program(path) or path.suffix == ".dylib" else []
+        except OSError:
             continue
+        for build, pattern in _BUILDS:
+            if any(pattern.search(name) for name in names):
+                return build
     return "cpu"
 
 

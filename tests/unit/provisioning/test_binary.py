@@ -1,15 +1,20 @@
 """Engines fetched as an archive or a program, the catalog they go to, and modes that fetch nothing."""
 
 import os
+import subprocess
+import sys
 import threading
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llama_orch.core.settings import ProvisioningSettings
 from llama_orch.pools.provisioning import EngineCatalog, ProvisionError, provision
+from llama_orch.pools.provisioning.elf import needed
 from llama_orch.pools.provisioning.inspection import build_of
 from llama_orch.pools.provisioning.provision import package_build
 
@@ -214,13 +219,41 @@ def test_records_that_are_damaged_or_lost_their_files_do_not_count(files, catalo
     "name, content, build",
     [
         ("libggml-cuda.so", ELF, "cuda"),
-        ("llama-server", ELF + b"libcudart.so.12\0", "cuda"),
-        ("llama-server", ELF + b"libamdhip64.so\0", "rocm"),
         ("libggml-vulkan.so", ELF, "vulkan"),
-        ("llama-server", ELF + b"libgomp.so\0", "cpu"),
+        ("llama-server", ELF + b"libcuda.so.1\0", "cpu"),
         ("readme-about-libcuda.so", b"libcudart.so", "cpu"),
     ],
 )
 def test_what_a_program_was_built_for_is_told_by_the_libraries_it_needs(tmp_path, name, content, build):
     (tmp_path / name).write_bytes(content)
     assert build_of([tmp_path / "absent", tmp_path / name]) == build
+
+
+def test_the_libraries_that_a_program_needs_are_read_from_it(tmp_path):
+    (tmp_path / "cuda.c").write_text("int cuda(void) { return 1; }")
+    (tmp_path / "main.c").write_text("int cuda(void); int main(void) { return cuda(); }")
+    (tmp_path / "plain.c").write_text("int main(void) { return 0; }")
+    for argv in (
+        ["-shared", "-fPIC", "-Wl,-soname,libcudart.so.12", "-o", "libcudart.so", "cuda.c"],
+        ["-o", "llama-server", "main.c", "libcudart.so"],
+        ["-o", "plain", "plain.c"],
+    ):
+        subprocess.run(["cc", *argv], cwd=tmp_path, check=True)
+    assert needed(tmp_path / "llama-server")[0] == "libcudart.so.12"
+    assert "libcudart.so.12" not in needed(tmp_path / "plain")
+    assert build_of([tmp_path / "llama-server"]) == "cuda"
+    assert build_of([tmp_path / "plain"]) == "cpu"
+    content = (tmp_path / "llama-server").read_bytes()
+    (tmp_path / "half").write_bytes(content[: len(content) // 50])
+    (tmp_path / "text").write_text("#!/bin/sh")
+    assert needed(tmp_path / "half") == needed(tmp_path / "text") == []
+
+
+@given(st.data())
+def test_a_damaged_program_needs_nothing_absurd(tmp_path_factory, data):
+    raw = bytearray(Path(sys.executable).resolve().read_bytes()[:6000])
+    for _ in range(data.draw(st.integers(0, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1) | st.integers(0, 300))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("elf") / "x"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    assert all(len(name) <= 512 for name in needed(path))
