@@ -119,7 +119,7 @@ class Pool:
             self._take_over(desired, names)
         self._generation = max(self._generation, desired.generation_floor)
         hurries, self._attempt = desired.attempt > self._attempt, max(self._attempt, desired.attempt)
-        self._next_model = desired.next.model if desired.next is not None else ""
+        self._next_model = (desired.next_model or desired.next.model) if desired.next is not None else ""
         self._memory_permille = desired.settings.memory_permille
         self._desired = desired
         if epoch > self._epoch:
@@ -468,6 +468,7 @@ class Pool:
             retry_ms=retry_ms,
             permanent=trouble.permanent,
             failures=failures,
+            last_cause=trouble.last_cause,
         )
 
     def _spawn(self, work: Any) -> None:

@@ -23,6 +23,7 @@ MOVING = frozenset(
         "pool.reloading",
         "pool.reloaded",
         "pool.reload_failed",
+        "pool.handed_over",
     }
 )
 
@@ -54,20 +55,22 @@ def client_config(desired: DesiredPool, url: str, launched: Collection[str]) -> 
 
 def _wanted(configured: PoolSettings, state: PoolState, settings: Settings, launched: Collection[str]) -> DesiredPool:
     declared = state.declared
-    now = msgspec.structs.replace(configured, model=declared.model_ref)
-    following, handover = None, ""
-    if state.reloading_to:
-        following = msgspec.structs.replace(configured, model=state.reloading_to)
-        handover = state.handover
+    model = declared.source or settings.models.get(declared.model_ref, declared.model_ref)
+    following, following_model, handover = None, "", ""
+    if state.reloaded_from:
+        # Tasks still run on the engine of the model before: both are wanted.
+        model, following, following_model, handover = state.reloaded_from, configured, model, "new-first"
+    elif state.reloading_to and state.handover != "drain":
+        following, following_model, handover = configured, state.reload_source, state.handover
     managed = configured.provisioning.mode != "external" and configured.engine in launched
     return DesiredPool(
-        settings=now,
-        model=declared.source or settings.models.get(declared.model_ref, declared.model_ref),
+        settings=configured,
+        model=model,
         wanted=state.wanted if managed else True,
         devices=list(state.devices) or ["cpu"],
         generation_floor=state.observed.generation if state.observed is not None else 0,
         next=following,
-        next_model=state.reload_source or settings.models.get(state.reloading_to, state.reloading_to),
+        next_model=following_model,
         handover=_handover(handover),
     )
 

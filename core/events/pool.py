@@ -85,6 +85,8 @@ class PoolUnready:
     permanent: bool = False
     #: failures in a row
     failures: int = 0
+    #: of "circuit-open": the cause of the last failure
+    last_cause: str = ""
 
 
 @event("pool.sized", stream="pool", key="pool_id")
@@ -176,7 +178,7 @@ class PoolReloading:
     pool_id: str
     model_ref: str
     source: str = ""
-    #: "new-first" | "stop-first"
+    #: "new-first"; "drain" = the old one's tasks end first, then "stop-first"
     handover: str
     reason: str = ""
 
@@ -188,6 +190,13 @@ class PoolReloaded:
     pool_id: str
     model_ref: str
     generation: int
+
+
+@event("pool.handed_over", stream="pool", key="pool_id", durable=True)
+class PoolHandedOver:
+    """No task runs on the engine of the model before any more: it may end."""
+
+    pool_id: str
 
 
 @event("pool.reload_failed", stream="pool", key="pool_id", durable=True)

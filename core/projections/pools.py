@@ -10,6 +10,7 @@ from ..errors import WorkerResetError
 from ..events.pool import (
     PoolDeclared,
     PoolDraining,
+    PoolHandedOver,
     PoolLoading,
     PoolMeasured,
     PoolReady,
@@ -29,13 +30,16 @@ from .projection import Projection, Recorded, on
 #: causes of a pool that is not loaded, and is not meant to be
 UNLOADED = "unloaded"
 #: causes of a pool that is on its way, by itself
-_ON_ITS_WAY = frozenset({"starting", "loading", "connecting"})
+_ON_ITS_WAY = frozenset({"starting", "loading", "connecting", "provisioning", "staging", "reloading"})
 
 
 class PoolState(msgspec.Struct, kw_only=True):
     """One pool."""
 
+    #: what the pool is now
     declared: PoolDeclared
+    #: what configuration says of it, where a reload changed its model since
+    configured: PoolDeclared | None = None
     ready: bool = False
     #: no new tasks; see ``drain_cause``
     draining: bool = False
@@ -81,12 +85,17 @@ class PoolState(msgspec.Struct, kw_only=True):
     handover: str = ""
     #: why the last reload did not work, or ""
     reload_trouble: str = ""
+    reload_advice: str = ""
+    #: where the model came from that it served before, while tasks run on that one's engine; "" = none does
+    reloaded_from: str = ""
     #: slots in use as tuned; 0 = not tuned
     tuned_slots: int = 0
     observed: PoolReady | None = None
     cause: str = "starting"
     detail: str = ""
     advice: str = ""
+    #: of "circuit-open": the cause of the last failure
+    last_cause: str = ""
     since_ns: int = 0
     restarts: int = 0
     #: learnt decode rate, thousandths of a token per second
@@ -123,7 +132,7 @@ class PoolState(msgspec.Struct, kw_only=True):
 _SUSPECT_NS = 50_000_000
 _SUSPECT_MAX_NS = 5_000_000_000
 #: reasons of broken attempts that are no fault of the engine
-_NO_FAULT = frozenset({"restart", "diverged"})
+_NO_FAULT = frozenset({"restart", "diverged", "drained"})
 
 
 class Pools(Projection):
@@ -247,6 +256,7 @@ class Pools(Projection):
         pool.ready = False
         pool.cause, pool.detail, pool.advice = event.cause, event.detail, event.advice
         pool.permanent = event.permanent
+        pool.last_cause = event.last_cause
         pool.retry_ns = record.time_ns + event.retry_ms * 1_000_000 if event.retry_ms else 0
         pool.since_ns = record.time_ns
         if event.cause == UNLOADED:
@@ -300,28 +310,41 @@ class Pools(Projection):
         pool = self.by_id.get(event.pool_id)
         if pool is not None:
             pool.reloading_to, pool.reload_source, pool.handover = event.model_ref, event.source, event.handover
-            pool.reload_trouble = ""
+            pool.reload_trouble = pool.reload_advice = ""
 
     @on(PoolReloaded)
     def _reloaded(self, record: Recorded) -> None:
+        """The pool keeps its name and its group, so that no queued task is stranded; the new name leads to it, too."""
         event: PoolReloaded = record.payload
         pool = self.by_id.get(event.pool_id)
-        if pool is not None:
-            declared: Any = pool.declared  # a type checker does not see that events are structs
-            pool.declared = msgspec.structs.replace(
-                declared, model_ref=event.model_ref, source=pool.reload_source, aliases=[]
-            )
-            pool.reloading_to = pool.reload_source = pool.handover = ""
+        if pool is None or not pool.reloading_to:
+            return
+        declared: Any = pool.declared  # a type checker does not see that events are structs
+        names = sorted({*declared.aliases, pool.reloading_to} - {declared.model_ref})
+        if pool.handover == "new-first":
+            pool.reloaded_from = declared.source or declared.model_ref
+        pool.configured = pool.configured or declared
+        pool.declared = msgspec.structs.replace(declared, source=pool.reload_source, aliases=names)
+        pool.reloading_to = pool.reload_source = pool.handover = ""
+        if pool.drain_cause == "reload":
             self._undrain(pool)
+
+    @on(PoolHandedOver)
+    def _handed_over(self, record: Recorded) -> None:
+        pool = self.by_id.get(record.payload.pool_id)
+        if pool is not None:
+            pool.reloaded_from = ""
 
     @on(PoolReloadFailed)
     def _reload_failed(self, record: Recorded) -> None:
         event: PoolReloadFailed = record.payload
         pool = self.by_id.get(event.pool_id)
-        if pool is not None:
+        if pool is not None and pool.reloading_to:
             pool.reloading_to = pool.reload_source = pool.handover = ""
             pool.reload_trouble = f"{event.cause}: {event.detail}" if event.detail else event.cause
-            self._undrain(pool)
+            pool.reload_advice = event.advice
+            if pool.drain_cause == "reload":
+                self._undrain(pool)
 
     @on(PoolSlotsTuned)
     def _slots_tuned(self, record: Recorded) -> None:

@@ -151,7 +151,7 @@ class Tasks(Projection):
             self.running -= 1
         state.phase = TaskPhase.QUEUED
         state.pool_id = ""
-        if event.code not in ("restart", "diverged"):
+        if event.code not in ("restart", "diverged", "drained"):
             state.failures += 1
 
     @on(TaskCancelled)

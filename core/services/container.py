@@ -18,6 +18,7 @@ from .bodies import Bodies
 from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
+from .draining import DrainService
 from .engines import EngineDirectory
 from .estimate_views import EstimateViews
 from .estimates import Estimator
@@ -28,6 +29,7 @@ from .placement import Placement
 from .pools import PoolService
 from .readers import Readers
 from .recovery import recover
+from .reloading import ReloadService
 from .stream_metrics import StreamMetrics
 from .streams import Streams
 from .tasks import TaskQueries
@@ -54,6 +56,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     explaining: Explaining
     estimates: EstimateViews
     gpus: GpuService
+    draining: DrainService
+    reloading: ReloadService
 
     def start(self) -> None:
         """Take up what the journal holds: call it once, after the journal was opened."""
@@ -64,6 +68,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.dispatcher.pump_all()
         self.gpus.start()
         self.loading.start()
+        self.draining.start()
+        self.reloading.start()
 
     def _rebuilt(self) -> None:
         recover(self.journal, self.dispatcher.watched)
@@ -71,6 +77,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     async def close(self) -> None:
         """Stop the services; what is unfinished stays in the journal."""
+        self.reloading.close()
+        self.draining.close()
         self.loading.close()
         self.gpus.close()
         await self.watchdog.close()
@@ -114,6 +122,7 @@ def build_services(
     loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
     gpus = GpuService(journal, clock, settings)
     estimator = Estimator()
+    pools = PoolService(journal, dispatcher)
 
     def on_time(state: TaskState, now_ns: int) -> int | None:
         return estimator.on_time_permille(journal.head, state, now_ns)
@@ -124,7 +133,7 @@ def build_services(
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
         tasks=TaskQueries(journal, texts, estimator),
-        pools=PoolService(journal, dispatcher),
+        pools=pools,
         capabilities=Capabilities(journal, engines, gpus, settings, api_version),
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
@@ -132,6 +141,8 @@ def build_services(
         watchdog=Watchdog(journal, dispatcher, clock, watch_s),
         gpus=gpus,
         loading=loading,
+        draining=DrainService(journal, dispatcher, pools, loading.manages),
+        reloading=ReloadService(journal, dispatcher, pools, settings),
         explaining=Explaining(journal, settings, loading),
         estimates=EstimateViews(journal, estimator),
     )

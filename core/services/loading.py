@@ -37,7 +37,7 @@ from .device_memory import devices_of, mask_of, split_of, whole_of
 #: causes of a pool that nobody has said anything about yet in this life of the server
 _UNSEEN = frozenset({"starting", "connecting"})
 #: causes of a pool that is on its way by itself
-_LOADING = _UNSEEN | {"loading", "provisioning", "staging"}
+_LOADING = _UNSEEN | {"loading", "provisioning", "staging", "reloading"}
 
 #: until a pool has ended its first tasks: tokens per task, thousandths of a token per second
 _TOKENS: Final = 128

@@ -64,7 +64,8 @@ class PoolService:
         }
         events: list[object] = [PoolRetired(pool_id=name) for name in sorted(known) if name not in wanted]
         for name, declared in sorted(wanted.items()):
-            if name not in known or known[name].declared != declared:
+            # A reload lasts until the pool's configuration is another one.
+            if name not in known or (known[name].configured or known[name].declared) != declared:
                 events.append(declared)
             events.append(PoolUnready(pool_id=name, cause="starting"))
         self._journal.append(events, actor="config", correlation="")
