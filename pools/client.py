@@ -33,6 +33,8 @@ from .wanting import MOVING, client_config, wanted_pools
 
 _log = logging.getLogger(__name__)
 LOCAL = "local"
+#: events after which nothing runs on the engine any more that a pool had before its reload
+_LEFT = frozenset({"pool.handed_over", "pool.retired"})
 
 
 class FactService(Protocol):
@@ -89,6 +91,8 @@ class PoolClients:
         self._hear_sample: Callable[[HostSample], None] | None = None
         self._service: FactService | None = None
         self._serving: dict[str, _Served] = {}
+        #: engines of pools that were reloaded, while tasks still run on them
+        self._leaving: dict[str, list[_Served]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._desired: dict[str, list[DesiredPool]] = {}
         self._revision = 0
@@ -135,6 +139,9 @@ class PoolClients:
         await asyncio.gather(*(link.stop(end_engines=end_engines) for link in self._links.values()))
         for pool_id in list(self._serving):
             self._drop(pool_id)
+        for served in [one for several in self._leaving.values() for one in several]:
+            self._close(served)
+        self._leaving.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _commander(self) -> Commander:
@@ -150,6 +157,10 @@ class PoolClients:
     # --- what shall be
 
     def _note(self, records: list[Recorded]) -> None:
+        for record in records:
+            if record.name in _LEFT:
+                for served in self._leaving.pop(record.payload.pool_id, []):
+                    self._close(served)
         if not self._stopping and any(record.name in MOVING for record in records):
             self._want()
 
@@ -274,6 +285,8 @@ class PoolClients:
             if forwarder is not None:
                 await forwarder.close()
             return False
+        if desired.next is not None and known is not None:
+            self._leaving.setdefault(event.pool_id, []).append(self._serving.pop(event.pool_id))
         self._drop(event.pool_id)
         self._serving[event.pool_id] = _Served(
             link.host, event.generation, event.url, client, fact.properties, forwarder
@@ -288,8 +301,10 @@ class PoolClients:
 
     def _drop(self, pool_id: str) -> None:
         served = self._serving.pop(pool_id, None)
-        if served is None:
-            return
+        if served is not None:
+            self._close(served)
+
+    def _close(self, served: _Served) -> None:
         for work in (served.client.close(), served.forwarder.close() if served.forwarder is not None else None):
             if work is not None:
                 task = asyncio.get_running_loop().create_task(work)
