@@ -14,7 +14,7 @@ from llama_orch.core.entries import batch_of
 from llama_orch.core.errors import InternalError, JournalUnavailableError
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
-from llama_orch.core.services.streams import Ended, Heartbeat, Queued, Started
+from llama_orch.core.services.streams import Ended, Heartbeat, Metered, Queued, Started
 from llama_orch.core.types import Entry
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -207,3 +207,15 @@ def test_a_failed_chat_says_its_error_and_nothing_after_it() -> None:
     assert last
     assert len(frames) == 1
     assert json.loads(frames[0]["data"])["error"]["message"] == "gone"
+
+
+def test_metrics_have_no_id_and_change_nothing_around_them() -> None:
+    segment = Segment(1, 0, 7, batch_of([Entry(text="a", ids=(1,))]), {})
+    with_them, last = SseRenderer().render([segment, Metered({"queue_depth": 3, "on_time_probability": 0.25})])
+    assert not last
+    alone = SseRenderer().render([segment])[0]
+    assert with_them.startswith(alone)
+    (metrics,) = events_of(with_them[len(alone) :])
+    assert metrics["event"] == "metrics"
+    assert "id" not in metrics
+    assert json.loads(metrics["data"]) == {"queue_depth": 3, "on_time_probability": 0.25}

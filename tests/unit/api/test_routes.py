@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llama_orch.api.openapi import document, operations
+from llama_orch.core.devices import GpuReading, HostSample, MemoryReading
 from llama_orch.core.entries import batch_of
 from llama_orch.core.errors import (
     BackpressureError,
@@ -21,6 +22,7 @@ from llama_orch.core.errors import (
 )
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
+from llama_orch.core.services.gpus import view_of
 from llama_orch.core.services.streams import Ended, Started
 from llama_orch.core.services.tasks import TaskProblem
 from llama_orch.core.types import Entry
@@ -146,6 +148,30 @@ def test_a_stream_begins_where_the_query_or_the_header_says(ask: Ask, services: 
     ):
         ask("GET", f"/v1/tasks/{TASK}/stream", query=query, headers={"Last-Event-ID": header} if header else {})
         assert services.asked.pop()[1][1]["after"] == after
+
+
+@pytest.mark.parametrize("query, period_ms", [("", 0), ("metrics=0", 0), ("metrics=1", 1_000)])
+def test_metrics_frames_are_for_readers_who_ask(query: str, period_ms: int, ask: Ask, services: FakeServices) -> None:
+    services.items = [[STARTED], [ENDED]]
+    assert ask("GET", f"/v1/tasks/{TASK}/stream", query=query).status == 200
+    assert services.asked[-1][1][1]["metrics_ms"] == period_ms
+
+
+def test_gpus_are_told_with_what_is_not_known_and_why(ask: Ask, services: FakeServices) -> None:
+    sample = HostSample(
+        host="local",
+        memory=MemoryReading(8, 3),
+        gpus=[GpuReading(uuid="GPU-1", total_bytes=9, trouble="gpu-lost", detail="error 15")],
+        trouble="no-answer",
+    )
+    services.gpus.hosts = [view_of(sample, {"GPU-1": ["p"]}, age_ms=7_000)]
+    (host,) = ask("GET", "/v1/gpus").json()["hosts"]
+    assert (host["age_ms"], host["trouble"]["cause"]) == (7_000, "no-answer")
+    assert host["memory"] == {"total_bytes": 8, "available_bytes": 3, "limit_bytes": 0}
+    (gpu,) = host["gpus"]
+    assert (gpu["total_bytes"], gpu["used_bytes"], gpu["processes"], gpu["pools"]) == (9, None, None, ["p"])
+    assert gpu["trouble"]["message"].endswith("(error 15)")
+    assert gpu["trouble"]["advice"]
 
 
 def test_a_lost_frame_is_409_before_the_stream_begins(ask: Ask, services: FakeServices) -> None:
