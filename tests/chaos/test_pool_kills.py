@@ -111,6 +111,9 @@ class Pools:
         if pid > 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            async with asyncio.timeout(PATIENCE_S):
+                while self.table.start_ticks(pid) is not None:
+                    await asyncio.sleep(0.001)
 
     async def round(self, order: tuple[str, ...], load: Load, rng: random.Random) -> None:
         """Kill in this order, bring the server back, and look at what is there."""
