@@ -131,6 +131,10 @@ class PoolView(Struct, frozen=True, kw_only=True):
     decode_mtok_s: int = 0
     #: tokens that running tasks may still decode, upper bound
     tokens_outstanding: int = 0
+    #: free on the fullest of its devices by what the journal holds of them; -1 = not known, or not believed
+    free_bytes: int = -1
+    #: tokens that its KV cache still takes, where its slots share one; -1 = each slot has its own
+    kv_tokens_free: int = -1
     cause: str = ""
 
 

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ..devices import CPU
 from ..events.task import DecisionRecord, FilterRecord, PlacementRecord
 from ..ports import PlacementPolicy, PlacementSnapshot
 from ..projections.head import Head
 from ..projections.pools import PoolState
 from ..projections.tasks import TaskState
 from ..types import PlacementRequest, PoolView, TaskView
+from .engines import EngineDirectory
+
+_MIB = 1024 * 1024
 
 
 def placement_record(request: PlacementRequest | None) -> PlacementRecord | None:
@@ -28,7 +32,9 @@ def placement_record(request: PlacementRequest | None) -> PlacementRecord | None
     )
 
 
-def pool_view(pool: PoolState, leases: int, *, suspect: bool = False) -> PoolView:
+def pool_view(
+    pool: PoolState, leases: int, *, suspect: bool = False, free_bytes: int = -1, kv_tokens_free: int = -1
+) -> PoolView:
     """A pool as a decision sees it."""
     observed = pool.observed
     return PoolView(
@@ -46,8 +52,40 @@ def pool_view(pool: PoolState, leases: int, *, suspect: bool = False) -> PoolVie
         replica_id=observed.replica_id if observed else "r0",
         decode_mtok_s=pool.decode_mtok_s,
         tokens_outstanding=leases * (pool.output_mtok // 1000),
+        free_bytes=free_bytes,
+        kv_tokens_free=kv_tokens_free,
         cause=pool.cause or ("suspect" if suspect else ""),
     )
+
+
+def free_bytes(head: Head, pool: PoolState) -> int:
+    """Free on the fullest of the devices that a pool is on; -1 = not known, or not believed (PLC-3)."""
+    seen = head.gpus.by_host.get(pool.declared.host)
+    if seen is None or not pool.devices:
+        return -1
+    if pool.devices == [CPU]:
+        return seen.memory_available_mib * _MIB if seen.memory_total_mib else -1
+    gpus = {gpu.uuid: gpu for gpu in seen.gpus if not gpu.trouble} if not seen.trouble else {}
+    on = [gpus.get(device) for device in pool.devices]
+    if any(gpu is None or not gpu.total_mib for gpu in on):
+        return -1
+    return min(max(0, gpu.total_mib - gpu.used_mib - gpu.reserved_mib) for gpu in on if gpu is not None) * _MIB
+
+
+def kv_tokens_free(head: Head, pool: PoolState) -> int:
+    """Tokens that a KV cache which the slots share still takes, by the prompts and words of those who run there.
+
+    -1: each slot has a context of its own.
+    """
+    sized, observed = pool.sized, pool.observed
+    if sized is None or observed is None or sized.ctx * sized.slots >= observed.ctx * observed.slots:
+        return -1
+    held = 0
+    for lease_id in head.leases.slots.get(pool.declared.pool_id, {}).values():
+        state = head.tasks.live.get(head.leases.by_id[lease_id].task_id)
+        if state is not None:
+            held += (state.started.prompt_tokens if state.started else state.admitted.prompt_tokens) + state.tokens_out
+    return max(0, sized.ctx * sized.slots - held)
 
 
 def task_view(state: TaskState, session_pool_id: str) -> TaskView:
@@ -114,8 +152,9 @@ def affinity_keys(state: TaskState) -> list[str]:
 class Placement:
     """Asks the configured policy; what it does not know (suspect pools, strict runs) is filtered before."""
 
-    def __init__(self, policy: PlacementPolicy) -> None:
+    def __init__(self, policy: PlacementPolicy, engines: EngineDirectory) -> None:
         self.policy = policy
+        self._engines = engines
 
     def snapshot(self, head: Head, group: str, now_ns: int) -> PlacementSnapshot:
         """All that a decision about this group may read."""
@@ -126,6 +165,8 @@ class Placement:
                     pool,
                     head.leases.count(pool.declared.pool_id),
                     suspect=pool.suspect_until_ns > now_ns,
+                    free_bytes=free_bytes(head, pool),
+                    kv_tokens_free=kv_tokens_free(head, pool),
                 )
                 for pool in head.pools.serving(group)
             ),
@@ -134,8 +175,13 @@ class Placement:
     def hopeless(self, head: Head, state: TaskState) -> str:
         """Which of a task's wishes no pool of the configuration can meet; "" = it may wait."""
         admitted = state.admitted
+        pools = head.pools.serving(admitted.group)
+        if admitted.determinism == "strict":
+            pools = [p for p in pools if not p.ready or not self._why_not_strict(pool_view(p, 0))]
+            if not pools:
+                return "determinism"
         return unmet_wish(
-            head.pools.serving(admitted.group),
+            pools,
             engine=admitted.engine,
             ctx=task_view(state, "").ctx_needed,
             strict=admitted.determinism == "strict",
@@ -159,15 +205,21 @@ class Placement:
         snapshot = self.snapshot(head, state.admitted.group, now_ns)
         filters: list[FilterRecord] = []
         if state.admitted.determinism == "strict":
-            shared = {p.pool_id: "its batch is shared" for p in snapshot.pools if p.slots != 1}
-            filters.append(FilterRecord(name="determinism", excluded=shared))
+            excluded = {p.pool_id: why for p in snapshot.pools if (why := self._why_not_strict(p))}
+            filters.append(FilterRecord(name="determinism", excluded=excluded))
             snapshot = PlacementSnapshot(
-                now_ns=snapshot.now_ns, pools=tuple(p for p in snapshot.pools if p.pool_id not in shared)
+                now_ns=snapshot.now_ns, pools=tuple(p for p in snapshot.pools if p.pool_id not in excluded)
             )
         decision = self.policy.decide(snapshot, task_view(state, self._warm_pool(head, state)))
         if decision is not None and filters:
             decision = msgspec.structs.replace(decision, filters_applied=[*filters, *decision.filters_applied])
         return decision
+
+    def _why_not_strict(self, pool: PoolView) -> str:
+        properties = self._engines.properties(pool.pool_id)
+        if pool.slots != 1 and pool.ready:
+            return "its batch is shared"
+        return "its engine cannot guarantee it" if properties is not None and not properties.strict_capable else ""
 
     @staticmethod
     def _warm_pool(head: Head, state: TaskState) -> str:

@@ -24,6 +24,9 @@ ASSUMED_TOKENS: Final = 512
 #: predictions that differ by less, in per cent of the earliest, count as equal: they are not better than that
 TIE_PERCENT: Final = 5
 
+#: free memory that differs by less counts as equal: caches breathe
+_SAME_BYTES: Final = 256 * 1024 * 1024
+
 #: a filter: its name, and why it excludes a pool ("" = it does not)
 Filter = tuple[str, Callable[[PoolView], str]]
 
@@ -32,7 +35,7 @@ class DefaultPolicy:
     """Filters by what a pool can do, then takes the earliest predicted end, then breaks ties in a fixed order."""
 
     name = "default"
-    version = "1"
+    version = "2"
 
     def decide(self, snapshot: PlacementSnapshot, task: TaskView) -> DecisionRecord | None:
         """Where a task goes now; ``None``: it waits, for a slot or for a pool to be ready.
@@ -106,6 +109,14 @@ def _filters(task: TaskView) -> list[Filter]:
         ("context", lambda p: f"{needed} tokens do not fit {p.ctx}" if p.ctx and needed > p.ctx else ""),
         ("device_mask", lambda p: f"runs on {p.device_mask}" if mask is not None and p.device_mask != mask else ""),
         (
+            "kv_memory",
+            lambda p: (
+                f"{needed} tokens do not fit the {p.kv_tokens_free} that its KV cache has left"
+                if 0 <= p.kv_tokens_free < needed
+                else ""
+            ),
+        ),
+        (
             "pin",
             lambda p: (
                 "the task is pinned elsewhere" if wanted.mode == "pin" and p.pool_id != wanted.pin_pool_id else ""
@@ -130,14 +141,15 @@ def _end_ms(pool: PoolView, task: TaskView) -> int:
 
 
 def _choose(left: list[PoolView], scores: dict[str, int], task: TaskView) -> tuple[PoolView, list[str]]:
-    """The earliest end; among (nearly) equal ones affinity, then load, then rate, then name. Answers which rules were
-    needed."""
+    """The earliest end; among (nearly) equal ones affinity, then load, then memory, then rate, then name. Answers which
+    rules were needed. A device whose sample is missing or not believed counts as full: its memory is not guessed."""
     latest = min(scores.values()) * (100 + TIE_PERCENT) // 100
     rest = [pool for pool in left if scores[pool.pool_id] <= latest]
     rules: tuple[tuple[str, Callable[[PoolView], int]], ...] = (
         ("affinity", lambda p: 0 if task.session_pool_id and p.pool_id == task.session_pool_id else 1),
         # As a fraction of its slots, in integers.
         ("least_loaded", lambda p: p.leases * 1_000_000 // max(p.slots, 1)),
+        ("most_free_vram", lambda p: -(max(0, p.free_bytes) // _SAME_BYTES)),
         ("tokens_per_second", lambda p: -p.decode_mtok_s),
     )
     used: list[str] = []

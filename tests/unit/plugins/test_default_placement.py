@@ -10,6 +10,7 @@ from llama_orch.plugins import InvalidParamsError, PlacementSnapshot
 from llama_orch.plugins.policy.placement import DefaultPolicy
 
 POLICY = DefaultPolicy()
+GIB = 2**30
 
 
 def view(name, **changes):
@@ -52,7 +53,7 @@ def test_the_pool_that_ends_the_task_first_is_taken():
     assert decision.selected_pool_id == "fast"
     assert decision.scores_ms == {"fast": 1000, "slow": 10_000}
     assert decision.tie_breakers_applied == []
-    assert (decision.policy, decision.policy_version) == ("default", "1")
+    assert (decision.policy, decision.policy_version) == ("default", "2")
 
 
 def test_what_others_still_decode_delays_the_end():
@@ -134,6 +135,10 @@ def test_an_avoided_pool_is_never_taken():
         ("affinity", [view("a"), view("b", leases=1)], task(session_pool_id="b")),
         ("least_loaded", [view("a", leases=1), view("b")], task()),
         ("least_loaded", [view("a", leases=1, decode_mtok_s=50_400), view("b")], task()),
+        ("least_loaded", [view("a", leases=1, free_bytes=20 * GIB), view("b", free_bytes=GIB)], task()),
+        ("most_free_vram", [view("a", free_bytes=GIB), view("b", free_bytes=2 * GIB)], task()),
+        ("most_free_vram", [view("a", decode_mtok_s=50_400), view("b", free_bytes=GIB)], task()),
+        ("most_free_vram", [view("a", free_bytes=-1), view("b", free_bytes=GIB)], task()),
         ("tokens_per_second", [view("a", decode_mtok_s=50_000), view("b", decode_mtok_s=50_400)], task()),
         ("pool_id", [view("c"), view("b")], task()),
     ],
@@ -142,6 +147,20 @@ def test_ties_are_broken_in_a_fixed_order_and_the_rule_is_named(rule, pools, wan
     decision = decide(pools, wanted)
     assert decision.selected_pool_id == "b"
     assert decision.tie_breakers_applied == [rule]
+
+
+def test_memory_that_differs_by_a_breath_decides_nothing():
+    pools = [view("a", free_bytes=GIB), view("b", free_bytes=GIB + 1, decode_mtok_s=50_400)]
+    assert decide(pools, task()).tie_breakers_applied == ["tokens_per_second"]
+
+
+def test_a_shared_kv_cache_takes_no_task_that_does_not_fit_what_is_left():
+    pools = [view("a", kv_tokens_free=99), view("b", leases=1, kv_tokens_free=100)]
+    decision = decide(pools, task(ctx_needed=100))
+    assert decision.selected_pool_id == "b"
+    assert [f.name for f in decision.filters_applied] == ["kv_memory"]
+    assert decision.filters_applied[0].excluded == {"a": "100 tokens do not fit the 99 that its KV cache has left"}
+    assert decide([view("a", kv_tokens_free=-1)], task(ctx_needed=100)).selected_pool_id == "a"
 
 
 def test_a_full_pool_means_waiting():
