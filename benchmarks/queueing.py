@@ -10,12 +10,12 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from llama_orch.core.events.lease import LeaseGranted, LeaseReleased
-from llama_orch.core.events.pool import PoolDeclared, PoolLoading, PoolReady, PoolUnready
+from llama_orch.core.events.pool import PoolDeclared, PoolReady
 from llama_orch.core.events.task import (
     DecisionRecord,
     TaskAdmitted,
@@ -73,7 +73,6 @@ class PoolModel:
     #: what each further stream adds to a token's time, as a share
     crowding: float = 0.08
     prefill_token_s: float = 0.0004
-    load_s: float = 0.0
     running: dict[str, _Job] = field(default_factory=dict)
     ready: bool = True
 
@@ -346,8 +345,6 @@ class Queueing:
             self._fold_end(state, "cancelled", None)
             self.pump()
 
-    # --- pools come and go -------------------------------------------------------------------------------------
-
     def _ready(self, pool: PoolModel) -> None:
         pool.ready = True
         self.fold(
@@ -361,32 +358,3 @@ class Queueing:
                 decode_mtok_s=round(1000 / pool.token_s),
             )
         )
-
-    def unload(self, pool: PoolModel) -> None:
-        """Somebody else takes its memory, once it is idle."""
-        if pool.running:
-            self.after(0.2, lambda: self.unload(pool))
-            return
-        pool.ready = False
-        self.fold(PoolUnready(pool_id=pool.pool_id, cause="unloaded"))
-
-    def load(self, pool: PoolModel) -> None:
-        """It is loaded again."""
-        if pool.ready:
-            return
-        self.fold(PoolUnready(pool_id=pool.pool_id, cause="loading"))
-        self.fold(PoolLoading(pool_id=pool.pool_id, devices=[]))
-
-        def done() -> None:
-            self._ready(pool)
-            self.pump()
-
-        self.after(pool.load_s * self.random.lognormvariate(0, 0.15), done)
-
-
-def lengths(chance: random.Random, median: float, sigma: float, most: int = 6000) -> int:
-    """A heavy-tailed answer's length."""
-    return max(1, min(most, round(chance.lognormvariate(math.log(median), sigma))))
-
-
-Gaps = Iterator[float]

@@ -76,18 +76,23 @@ class LengthCurve:
         self._first = [0.0] * (LAST + 2)
         self._second = [0.0] * (LAST + 2)
         at_risk = sum(stops) + sum(cuts)
-        reach = self._reach
+        reach, first, second = self._reach, self._first, self._second
         for bucket in range(LAST + 1):
             # Those that were cut in the middle of the bucket were at risk for half of it.
             exposed = at_risk - cuts[bucket] / 2
-            left = reach[bucket] * (1 - min(1.0, stops[bucket] / exposed)) if exposed > 1e-9 else 0.0
-            if bucket == LAST:
-                left = 0.0
+            here = reach[bucket]
+            left = here - here * stops[bucket] / exposed if exposed > 1e-9 and bucket < LAST else 0.0
+            low, high = _EDGES[bucket], _EDGES[bucket + 1]
+            first[bucket + 1] = first[bucket] + (high - low) * (here + left) / 2
+            second[bucket + 1] = second[bucket] + (high - low) * (low * here + high * left)
+            if left <= 1e-9:
+                rest = LAST + 1 - bucket
+                reach[bucket + 1 :] = [0.0] * rest
+                first[bucket + 1 :] = [first[bucket + 1]] * rest
+                second[bucket + 1 :] = [second[bucket + 1]] * rest
+                break
             reach[bucket + 1] = left
             at_risk -= stops[bucket] + cuts[bucket]
-            low, high = _EDGES[bucket], _EDGES[bucket + 1]
-            self._first[bucket + 1] = self._first[bucket] + (high - low) * (reach[bucket] + left) / 2
-            self._second[bucket + 1] = self._second[bucket] + (high - low) * (low * reach[bucket] + high * left)
 
     def reaching(self, tokens: float) -> float:
         """The share of answers that are longer than this."""
