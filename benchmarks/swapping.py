@@ -33,6 +33,7 @@ from llama_orch.core.events.task import TaskAdmitted, TaskEnded, TaskPlaced, Tas
 from llama_orch.core.journal.history import facts_of
 from llama_orch.core.projections.head import Head
 from llama_orch.core.projections.projection import Recorded
+from llama_orch.core.registry import load_all
 from llama_orch.plugins.manager import PluginManager
 
 from .report import table
@@ -126,6 +127,7 @@ async def _client(client: httpx.AsyncClient, number: int, tasks: int, results: l
 
 def audit(data_dir: Path, cap_mib: int) -> Swaps:
     """What the journal says of the run."""
+    load_all()
     store = PluginManager(entry_points=False).journal_stores()["sqlite"](f"sqlite:///{data_dir / 'journal.db'}", {})
     store.open()
     records: list[Recorded] = [record for frame in store.frames(1) for record in facts_of(frame)]

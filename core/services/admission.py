@@ -72,9 +72,11 @@ class AdmissionService:
         new_id: Callable[[], str],
         new_seed: Callable[[], int],
         estimator: Estimator | None = None,
+        loadable: Callable[[PoolState], bool] = lambda _pool: False,
     ) -> None:
         self._journal = journal
         self._estimator = estimator or Estimator()
+        self._loadable = loadable
         self._dispatcher = dispatcher
         self._bodies = bodies
         self._engines = engines
@@ -315,7 +317,7 @@ class AdmissionService:
             if pool not in pools:
                 msg = f"pool {wanted.pin_pool_id!r} serves {pool.declared.model_ref!r}, not {request.model_ref!r}"
                 raise InvalidParamsError(msg, field="placement.pin_pool_id", got=wanted.pin_pool_id)
-            if not pool.ready:
+            if not pool.ready and not self._loadable(pool):
                 msg = f"pool {wanted.pin_pool_id!r} is not ready: {pool.cause} {pool.detail}".rstrip()
                 raise PoolUnreadyError(msg, pool_id=wanted.pin_pool_id, engine=pool.declared.engine)
 
@@ -325,7 +327,9 @@ class AdmissionService:
         starting = None
         for pool in pools:
             properties = self._engines.properties(pool.declared.pool_id)
-            if properties is None and pool.declared.slots in (0, 1):
+            if not pool.ready and pool.declared.slots in (0, 1):
+                if self._loadable(pool):
+                    return  # whether its engine can is seen when the task is placed
                 starting = pool.declared
             elif pool.slots == 1 and properties is not None and properties.strict_capable:
                 return

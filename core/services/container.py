@@ -117,7 +117,7 @@ def build_services(
     """
     bodies = Bodies(journal.store)
     texts = TaskTexts(journal)
-    dispatcher = Dispatcher(journal, Placement(policy), engines, bodies, texts, settings, clock, new_id)
+    dispatcher = Dispatcher(journal, Placement(policy, engines), engines, bodies, texts, settings, clock, new_id)
     cancel = CancelService(journal, dispatcher)
     loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
     gpus = GpuService(journal, clock, settings)
@@ -129,7 +129,9 @@ def build_services(
 
     return Services(
         journal=journal,
-        admission=AdmissionService(journal, dispatcher, bodies, engines, settings, new_id, new_seed, estimator),
+        admission=AdmissionService(
+            journal, dispatcher, bodies, engines, settings, new_id, new_seed, estimator, loading.loadable
+        ),
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
         tasks=TaskQueries(journal, texts, estimator),

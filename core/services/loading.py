@@ -81,6 +81,10 @@ class LoadingService:
         """Whether loading and unloading the pool is decided here."""
         return pool.declared.provisioning != "external" and pool.declared.engine in self._launched
 
+    def loadable(self, pool: PoolState) -> bool:
+        """Whether a task may wait for the pool, since it is loaded when one does."""
+        return self.manages(pool) and not pool.failed and not (pool.draining and pool.drain_cause == "operator")
+
     def start(self) -> None:
         """Begin to decide."""
         self._running = True
@@ -166,6 +170,8 @@ class LoadingService:
         pools = []
         for name, pool in sorted(head.pools.by_id.items()):
             settings = self._pools.get(name)
+            if pool.drain_cause == "operator" and not pool.holds:
+                continue  # it is out of service until whoever drained it says otherwise
             if settings is not None and self.manages(pool) and self._known(pool):
                 pools.append(self._memory(head, pool, settings, now_ns))
         return SwapSnapshot(

@@ -134,6 +134,7 @@ class ScriptedEngine:
         #: raised by ``generate`` when it is set
         self.breaks: Exception | None = None
         self.renders = True
+        self.strict_capable = True
 
     @property
     def last(self) -> ScriptedAttempt:
@@ -146,7 +147,11 @@ class ScriptedEngine:
 
     def own_properties(self) -> EngineProperties:
         return EngineProperties(
-            engine_version="scripted-1", model_name="m", slots=self.slots, ctx=self.ctx, strict_capable=True
+            engine_version="scripted-1",
+            model_name="m",
+            slots=self.slots,
+            ctx=self.ctx,
+            strict_capable=self.strict_capable,
         )
 
     async def health(self) -> EngineHealth:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
 from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
 from llama_orch.core.settings import PoolSettings, Settings, SwapSettings, TimeoutSettings
+from llama_orch.core.types import PlacementRequest
 
 from ...support.stage import Stage
 
@@ -232,3 +234,22 @@ def test_a_model_that_is_not_used_for_its_keep_alive_goes(make: Callable[[Settin
     assert rig.events(PoolUnloading) == []
     rig.advance(2)
     assert [(e.pool_id, e.cause) for e in rig.events(PoolUnloading)] == [("p-a", "idle")]
+
+
+def test_a_task_may_be_pinned_to_a_pool_that_is_loaded_for_it(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    rig.submit(model_ref="a", placement=PlacementRequest(mode="pin", pin_pool_id="p-a"))
+    assert [e.pool_id for e in rig.events(PoolLoading)] == ["p-a"]
+
+
+def test_a_strict_task_loads_its_model_and_is_refused_where_the_engine_cannot(make: Callable[[Settings], Rig]) -> None:
+    settings = _settings("a")
+    rig = make(msgspec.structs.replace(settings, pools=[msgspec.structs.replace(settings.pools[0], slots=1)]))
+    rig.gpus()
+    rig.size("a", 4000)
+    task_id = rig.submit(model_ref="a", determinism="strict").task_id
+    rig.engines["p-a"].strict_capable = False
+    rig.comes_up("a")
+    end = rig.ended(task_id)
+    assert (end.outcome, end.code) == ("failed", "POOL_UNAVAILABLE")
