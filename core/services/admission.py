@@ -35,6 +35,7 @@ from .dispatch import Dispatcher
 from .engines import EngineDirectory
 from .estimates import Estimator, StartEstimate
 from .placement import placement_record, unmet_wish
+from .pool_trouble import trouble_of, trouble_of_group
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
@@ -189,6 +190,9 @@ class AdmissionService:
         group = self._group(request.model_ref)
         pools = self._journal.head.pools.serving(group)
         self._check_placement(request, pools)
+        trouble = trouble_of_group(pools, self._journal.now_ns())
+        if trouble is not None:
+            raise trouble
         self._check_determinism(request, pools)
         prompt_tokens, exact = await self._check_context(request, pools)
         self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
@@ -318,8 +322,7 @@ class AdmissionService:
                 msg = f"pool {wanted.pin_pool_id!r} serves {pool.declared.model_ref!r}, not {request.model_ref!r}"
                 raise InvalidParamsError(msg, field="placement.pin_pool_id", got=wanted.pin_pool_id)
             if not pool.ready and not self._loadable(pool):
-                msg = f"pool {wanted.pin_pool_id!r} is not ready: {pool.cause} {pool.detail}".rstrip()
-                raise PoolUnreadyError(msg, pool_id=wanted.pin_pool_id, engine=pool.declared.engine)
+                raise trouble_of(pool, self._journal.now_ns())
 
     def _check_determinism(self, request: TaskRequest, pools: list[PoolState]) -> None:
         if request.determinism != "strict":

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llama_orch.core.errors import PoolUnreadyError
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
 from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
 from llama_orch.core.settings import PoolSettings, Settings, SwapSettings, TimeoutSettings
@@ -253,3 +254,26 @@ def test_a_strict_task_loads_its_model_and_is_refused_where_the_engine_cannot(ma
     rig.comes_up("a")
     end = rig.ended(task_id)
     assert (end.outcome, end.code) == ("failed", "POOL_UNAVAILABLE")
+
+
+def test_tasks_of_a_model_that_only_a_person_can_mend_are_refused_with_what_to_do(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    waiting = rig.submit(model_ref="a").task_id
+    broken = PoolUnready(pool_id="p-a", cause="bad-model", detail="cut", advice="Fetch it again.", permanent=True)
+    rig.tell(broken)
+    with pytest.raises(PoolUnreadyError) as refused:
+        rig.submit(model_ref="a")
+    assert (refused.value.what_to_do, refused.value.pool_id) == ("Fetch it again.", "p-a")
+    assert "bad-model" in refused.value.message
+    assert rig.state(waiting) == "queued"
+    rig.comes_up("a")
+    assert rig.state(waiting) == "placed"
+
+
+def test_what_may_pass_by_itself_is_waited_for(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    rig.submit(model_ref="a")
+    rig.tell(PoolUnready(pool_id="p-a", cause="engine-crashed", retry_ms=500))
+    assert rig.submit(model_ref="a").queue_position == 1
