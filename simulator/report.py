@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 
@@ -70,6 +72,11 @@ class Report(Struct, frozen=True, kw_only=True):
     violations: list[str]
     #: digest of the state that the journal builds: equal runs, equal digests
     digest: str
+
+
+def reports_as_data(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """Reports as JSON would hold them."""
+    return [msgspec.to_builtins(report) for report in reports]
 
 
 def table(reports: Sequence[Report]) -> str:

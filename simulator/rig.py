@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 GIB: Final = 2**30
@@ -126,18 +127,9 @@ def gpu(number: int, gigabytes: int) -> ModelledDevice:
     return ModelledDevice(device=f"GPU-{number}", total_bytes=gigabytes * GIB, bandwidth_gb_s=bandwidth, gflops=gflops)
 
 
-def reference_rig(*, foreign_bytes: int = 300 * 2**20) -> Rig:
-    """24 + 12 GB and eight models of 4 to 20 GB."""
-    devices = tuple(
-        ModelledDevice(
-            device=d.device,
-            total_bytes=d.total_bytes,
-            bandwidth_gb_s=d.bandwidth_gb_s,
-            gflops=d.gflops,
-            foreign_bytes=foreign_bytes,
-        )
-        for d in (gpu(0, 24), gpu(1, 12))
-    )
+def reference_rig(*, gpus: tuple[ModelledDevice, ...] = (), foreign_bytes: int = 300 * 2**20) -> Rig:
+    """24 + 12 GB (or other GPUs) and eight models of 4 to 20 GB; a desktop takes a little of each GPU."""
+    devices = tuple(msgspec.structs.replace(d, foreign_bytes=foreign_bytes) for d in gpus or (gpu(0, 24), gpu(1, 12)))
     sizes = {
         "gist-4g": 38,
         "embed-5g": 46,

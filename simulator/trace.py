@@ -77,3 +77,9 @@ def read_trace(path: Path) -> list[TraceTask]:
 def trace_bytes(tasks: Iterable[TraceTask]) -> bytes:
     """A trace as its file."""
     return b"".join(_encode.encode(task) + b"\n" for task in tasks)
+
+
+def built_in() -> dict[str, Path]:
+    """The committed traces by their names, the most telling first."""
+    folder = Path(__file__).with_name("traces")
+    return {name: folder / f"{name}.jsonl" for name in ("agents", "poisson", "bursts", "abcabc")}
