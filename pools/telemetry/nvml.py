@@ -18,7 +18,6 @@ from ...core.devices import GpuProcess, GpuReading
 # Return values of NVML's functions, as its header numbers them.
 UNINITIALIZED: Final = 1
 NO_PERMISSION: Final = 4
-NOT_FOUND: Final = 6
 DRIVER_NOT_LOADED: Final = 9
 LIBRARY_NOT_FOUND: Final = 12
 FUNCTION_NOT_FOUND: Final = 13

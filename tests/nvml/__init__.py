@@ -153,6 +153,7 @@ class Looking:
 
     def end(self) -> int:
         """End it in order; its exit status."""
-        if self._process.returncode is None:
+        assert self._process.stdout is not None
+        if not self._process.stdout.closed:
             self._process.communicate(timeout=20)
-        return int(self._process.returncode)
+        return self._process.wait()

@@ -136,6 +136,7 @@ def test_watching_as_json_is_a_line_for_each_look(driver: FakeDriver, tmp_path: 
         assert process.stdout is not None
         try:
             first = json.loads(process.stdout.readline())
+            gpus = first["hosts"][0]["gpus"]
             driver.set(RTX_3090.but(used=9_000), RTX_3060)
             for line in process.stdout:
                 gpus = json.loads(line)["hosts"][0]["gpus"]

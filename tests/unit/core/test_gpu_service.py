@@ -18,12 +18,21 @@ GIB = 1_024 * MIB
 
 
 def gpu(used: int = GIB, **changes: Any) -> GpuReading:
-    fields = {"total_bytes": 24 * GIB, "utilization_percent": 10, "temperature_c": 40, "power_mw": 50_000} | changes
+    fields: dict[str, Any] = {
+        "total_bytes": 24 * GIB,
+        "utilization_percent": 10,
+        "temperature_c": 40,
+        "power_mw": 50_000,
+    } | changes
     return GpuReading(uuid="GPU-1", name="RTX 3090", used_bytes=used, **fields)
 
 
 def sample(*gpus: GpuReading, **changes: Any) -> HostSample:
-    fields = {"host": "local", "memory": MemoryReading(64 * GIB, 32 * GIB), "driver_version": "580"} | changes
+    fields: dict[str, Any] = {
+        "host": "local",
+        "memory": MemoryReading(64 * GIB, 32 * GIB),
+        "driver_version": "580",
+    } | changes
     return HostSample(gpus=list(gpus), **fields)
 
 

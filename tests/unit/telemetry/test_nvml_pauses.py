@@ -92,6 +92,7 @@ def test_a_lost_card_has_the_driver_opened_anew_now_and_then_until_it_is_back() 
     assert 3 <= len(module.opened) <= 7
     module.lost = 0
     opened = len(module.opened)
+    reading = nvml.read()
     for _ in range(4 * 100):
         reading = nvml.read()
         module.now += 0.25
