@@ -170,6 +170,8 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ctx: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     #: tasks at once; 0 = as the engine says
     slots: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: take no tasks while another pool of the same model runs another version of the engine or other weights
+    require_same_engine_version: bool = False
     #: recorded with each task: what ran under one version can be compared
     sampler_profile_version: str = "default-1"
     queue: QueueSettings = field(default_factory=QueueSettings)

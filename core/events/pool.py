@@ -33,6 +33,8 @@ class PoolDeclared:
     keep_alive_ms: int = 0
     #: it never makes room for others
     pinned: bool = False
+    #: it takes tasks only while it runs what the other pools of its model run (PLC-6)
+    same_version: bool = False
     #: bounds between which the slots in use are tuned; 0 = not tuned
     slots_min: int = 0
     slots_max: int = 0

@@ -204,6 +204,12 @@ class Placement:
         """The decision for one task; ``None``: it waits."""
         snapshot = self.snapshot(head, state.admitted.group, now_ns)
         filters: list[FilterRecord] = []
+        others = _unlike(head.pools.serving(state.admitted.group))
+        if others:
+            filters.append(FilterRecord(name="same_version", excluded=others))
+            snapshot = msgspec.structs.replace(
+                snapshot, pools=tuple(p for p in snapshot.pools if p.pool_id not in others)
+            )
         if state.admitted.determinism == "strict":
             excluded = {p.pool_id: why for p in snapshot.pools if (why := self._why_not_strict(p))}
             filters.append(FilterRecord(name="determinism", excluded=excluded))
@@ -245,3 +251,25 @@ class Placement:
         if warm is not None and (warm.pool_id, warm.generation) == (pool_id, generation) and warm.slot in free:
             return warm.slot, True
         return head.affinity.coldest(pool_id, free), False
+
+
+def _unlike(pools: Sequence[PoolState]) -> dict[str, str]:
+    """Pools that are to run what the others of their model run, and do not, with what tells them apart (PLC-6).
+
+    The first pool by its id that is ready says what is to be run.
+    """
+    ready = [pool for pool in pools if pool.ready and pool.observed is not None]
+    if len(ready) < 2 or not any(pool.declared.same_version for pool in ready):
+        return {}
+    first = ready[0]
+    out = {}
+    for pool in ready[1:]:
+        if pool.declared.same_version and first.observed is not None and pool.observed is not None:
+            own, theirs = pool.observed, first.observed
+            if own.engine_version != theirs.engine_version:
+                out[pool.declared.pool_id] = (
+                    f"runs engine version {own.engine_version}, {first.declared.pool_id} runs {theirs.engine_version}"
+                )
+            elif own.model_digest != theirs.model_digest:
+                out[pool.declared.pool_id] = f"its weights are not those of {first.declared.pool_id}"
+    return out

@@ -37,6 +37,7 @@ def declaration(pool: PoolSettings, aliases: list[str], source: str) -> PoolDecl
         on_demand=not pool.preload,
         keep_alive_ms=pool.keep_alive_ms,
         pinned=pool.pinned,
+        same_version=pool.require_same_engine_version,
         slots_min=pool.tuning.slots_min if pool.tuning.mode == "auto" else 0,
         slots_max=pool.tuning.slots_max if pool.tuning.mode == "auto" else 0,
     )
