@@ -43,6 +43,10 @@ _GPU_BYTES: Final = 450 * _MIB
 _GPU_HOST_BYTES: Final = 350 * _MIB
 #: vLLM: Python, torch and CUDA libraries of one worker, and what a worker takes of its GPU outside of its share
 _VLLM_HOST_BYTES: Final = 3_500 * _MIB
+#: copies of what cannot be computed backwards, windows and recurrent states, that the server keeps of each slot
+_CHECKPOINTS: Final = 2
+_CHECKPOINT_TOKENS: Final = 8_192
+_MOST_CHECKPOINTS: Final = 32
 #: copies of a layer's input that llama.cpp keeps when it runs several GPUs as a pipeline
 _PIPELINE_COPIES: Final = 4
 
@@ -289,16 +293,30 @@ def _graph(shape: ModelShape, run: _Run) -> int:
 
 def _work(shape: ModelShape, run: _Run) -> int:
     """What the CPU backend needs to bring the inputs of a multiplication into the type of the weights."""
+    # The scores are brought into the type of the values, half precision.
+    scores = 0 if run.flash else 2 * run.tokens * shape.heads * run.cells
     if shape.quantization == "F32":
-        return 0
+        return scores
     widest = max(shape.embedding, shape.heads * shape.key_length, shape.feed_forward * max(1, shape.experts_used))
-    return run.tokens * widest * (16 if shape.quantization in ("F16", "BF16") else 9) // 8
+    return max(scores, run.tokens * widest * (16 if shape.quantization in ("F16", "BF16") else 9) // 8)
+
+
+def _checkpoints(shape: ModelShape, run: _Run) -> int:
+    """The host's memory for states of each slot that a later prompt may go back to: two near its end, one far between."""
+    row = 0
+    for layer, windowed in enumerate(shape.windowed):
+        if windowed and shape.kv_heads[layer]:
+            heads = shape.kv_heads[layer]
+            row += row_bytes(run.type_k, heads * shape.key_length) + row_bytes(run.type_v, heads * shape.value_length)
+    each = row * min(shape.window, run.cells) + sum(shape.state_bytes)
+    return each * run.slots * min(_MOST_CHECKPOINTS, _CHECKPOINTS + run.cells // _CHECKPOINT_TOKENS)
 
 
 def _serving(shape: ModelShape, run: _Run) -> int:
     """The host's memory for the process, its tokenizer, its slots and its graph."""
     return (
         _PROCESS_BYTES
+        + _checkpoints(shape, run)
         + shape.vocab * _TOKEN_BYTES
         + shape.merges * _MERGE_BYTES
         + run.slots * (_SLOT_BYTES + shape.vocab * (_CANDIDATE_BYTES + 4))
