@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -119,17 +119,30 @@ def port(loaded: Loaded) -> Finding:
 
 
 def engine(
-    machine: Machine, version_of: Callable[[str], str] = metadata.version, *, gpu_seen: bool | None = None
+    machine: Machine,
+    package: Callable[[], tuple[str, str]] | None = None,
+    *,
+    gpu_seen: bool | None = None,
+    loaded: Loaded | None = None,
 ) -> Finding:
-    """Whether the engine's package is there, and whether a GPU sits beside a build for processors only."""
-    from .detect import nvidia_device_files
+    """Whether an engine is there, and whether a GPU sits beside a build for processors only.
 
-    try:
-        version = version_of("xllamacpp")
-    except metadata.PackageNotFoundError:
+    :param package: version and build of the engine's package; "" = it is not installed.
+    :param loaded: with the data directory whose engine catalog counts too.
+    """
+    from ..pools.provisioning.provision import PACKAGES, package_build
+    from .detect import nvidia_device_files
+    from .gpu_build import COMMAND, gpu_builds
+
+    version, build = (package or (lambda: package_build(PACKAGES["llamacpp"])))()
+    installed = gpu_builds(loaded) if loaded else []
+    if not version and not installed:
         return Finding(
             "engine", "failed", "the package xllamacpp is not installed", "python -m pip install 'llama-orch[llamacpp]'"
         )
+    if installed or build != "cpu":
+        there = ", ".join([*([f"xllamacpp {version}"] if version else []), *installed])
+        return Finding("engine", "ok", there)
     seen = bool(machine.gpus) or (nvidia_device_files() if gpu_seen is None else gpu_seen)
     if seen:
         names = ", ".join(gpu.name for gpu in machine.gpus) or "an NVIDIA GPU"
@@ -137,21 +150,20 @@ def engine(
             "engine",
             "warning",
             f"xllamacpp {version} is a build for processors, beside {names}",
-            "Run a CUDA build of llama-server and name it in a pool (mode: external); docs/how-to/configure-pools.md shows it.",
+            f"Get the right build: {COMMAND}",
         )
     return Finding("engine", "ok", f"xllamacpp {version}")
 
 
-def gpus(machine: Machine) -> Finding:
-    """The GPUs that NVML sees."""
-    if machine.gpus:
-        return Finding("gpus", "ok", ", ".join(f"{gpu.name}, {gpu.memory_gib:.0f} GiB" for gpu in machine.gpus))
+def gpus(machine: Machine, *, gpu_seen: bool | None = None) -> Finding:
+    """The GPUs that the driver tells of; a warning where one is seen otherwise, or is in trouble."""
     from .detect import nvidia_device_files
 
-    if nvidia_device_files():
-        return Finding(
-            "gpus", "warning", machine.gpu_note, "python -m pip install 'llama-orch[nvidia]', and check nvidia-smi."
-        )
+    found = ", ".join(f"{gpu.name}, {gpu.memory_gib:.0f} GiB" for gpu in machine.gpus)
+    if machine.gpus and not machine.gpu_note:
+        return Finding("gpus", "ok", found)
+    if machine.gpus or (nvidia_device_files() if gpu_seen is None else gpu_seen):
+        return Finding("gpus", "warning", "; ".join(filter(None, [found, machine.gpu_note])), machine.gpu_advice)
     return Finding("gpus", "ok", f"none ({machine.gpu_note})")
 
 

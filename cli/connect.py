@@ -120,6 +120,11 @@ class Servers:
 
     def _start(self, loaded: Loaded) -> Client:
         """A server of one's own, until this block ends."""
+        from .gpu_build import notice
+
+        told = notice(loaded)
+        if told:
+            self._shell.note(told)
         self._shell.status("starting a server for this call …")
         client = self._held.enter_context(own_server(loaded, self._shell, arguments=_arguments(self._options)))
         self._shell.clear_status()

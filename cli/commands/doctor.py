@@ -57,14 +57,17 @@ def _findings(options: argparse.Namespace, shell: Shell) -> Iterator[Finding]:
 
     machine = detect()
     yield checks.python_version()
-    yield checks.engine(machine)
-    yield checks.gpus(machine)
-    yield checks.bundled_model()
+    loaded, wrong = None, None
     try:
         loaded = loaded_from(options, shell)
     except ConfigError as error:
-        yield checks.Finding("configuration", "failed", error.message, error.what_to_do)
-    else:
+        wrong = checks.Finding("configuration", "failed", error.message, error.what_to_do)
+    yield checks.engine(machine, loaded=loaded)
+    yield checks.gpus(machine)
+    yield checks.bundled_model()
+    if wrong is not None:
+        yield wrong
+    if loaded is not None:
         yield from checks.configuration(loaded)
         yield checks.data_directory(loaded.data_dir)
         yield checks.port(loaded)

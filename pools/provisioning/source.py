@@ -26,7 +26,10 @@ DEFAULT_FLAGS: Final = (
     "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
+    # It fetches nothing: no page for browsers while it is built, no models while it runs.
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
 )
 #: git asks nobody, runs no hook and no helper of the repository, and speaks only these protocols
 _GIT_ENVIRONMENT: Final = {

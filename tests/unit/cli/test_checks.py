@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import pytest
 
 from llama_orch.cli import checks
@@ -14,25 +12,35 @@ GPU = Gpu(0, "NVIDIA GeForce RTX 3090", "GPU-1234", 24 * 2**30)
 NO_GPU = Machine(4, (), "NVML says: no driver")
 
 
-def absent(name: str) -> str:
-    raise metadata.PackageNotFoundError(name)
-
-
 def test_an_old_python_fails():
     assert checks.python_version((3, 10, 9)).verdict == "failed"
     assert checks.python_version().verdict == "ok"
 
 
 def test_a_gpu_beside_a_build_for_processors_is_told_with_what_to_do():
-    found = checks.engine(Machine(4, (GPU,)), lambda name: "1.0")
+    found = checks.engine(Machine(4, (GPU,)), lambda: ("1.0", "cpu"))
     assert (found.verdict, "RTX 3090" in found.detail) == ("warning", True)
-    assert "llama-server" in found.remedy
-    assert checks.engine(NO_GPU, lambda name: "1.0", gpu_seen=True).verdict == "warning"
-    assert checks.engine(NO_GPU, lambda name: "1.0", gpu_seen=False).verdict == "ok"
+    assert found.remedy.endswith("llama-orch engines install llamacpp --cuda")
+    assert checks.engine(NO_GPU, lambda: ("1.0", "cpu"), gpu_seen=True).verdict == "warning"
+    assert checks.engine(NO_GPU, lambda: ("1.0", "cpu"), gpu_seen=False).verdict == "ok"
+    assert checks.engine(Machine(4, (GPU,)), lambda: ("1.0", "cuda")).verdict == "ok"
+
+
+def test_gpus_in_trouble_are_a_warning_with_what_to_do_and_none_at_all_is_none():
+    assert checks.gpus(Machine(4, (GPU,))).verdict == "ok"
+    lost = checks.gpus(Machine(4, (GPU,), "GPU 1: lost", "Reboot."))
+    assert (lost.verdict, lost.detail, lost.remedy) == (
+        "warning",
+        "NVIDIA GeForce RTX 3090, 24 GiB; GPU 1: lost",
+        "Reboot.",
+    )
+    unseen = Machine(4, (), "no package", "Install it.")
+    assert checks.gpus(unseen, gpu_seen=True).remedy == "Install it."
+    assert checks.gpus(unseen, gpu_seen=False).verdict == "ok"
 
 
 def test_a_missing_engine_fails_with_the_command_that_installs_it():
-    found = checks.engine(NO_GPU, absent)
+    found = checks.engine(NO_GPU, lambda: ("", ""))
     assert (found.verdict, found.remedy) == ("failed", "python -m pip install 'llama-orch[llamacpp]'")
 
 
