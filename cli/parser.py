@@ -50,16 +50,18 @@ def build_parser(prog: str = "llama-orch") -> Parser:
     parser.add_argument("--version", action="version", version=f"llama-orch {__version__}")
     top = parser.add_subparsers(metavar="COMMAND", dest="command_name", parser_class=Parser, title="commands")
     groups: dict[str, argparse._SubParsersAction[Parser]] = {}
+    alone: dict[str, Parser] = {}
     for found in commands().values():
         first, _, second = found.name.partition(" ")
         into = top
         if second:
             if first not in groups:
-                group = top.add_parser(
+                # A command of one word may have subcommands beside: `pools` lists, `pools show` shows one.
+                group = alone.get(first) or top.add_parser(
                     first, help=found.group_summary, description=found.group_summary, allow_abbrev=False
                 )
                 groups[first] = group.add_subparsers(
-                    metavar="SUBCOMMAND", dest="subcommand_name", parser_class=Parser, required=True
+                    metavar="SUBCOMMAND", dest="subcommand_name", parser_class=Parser, required=first not in alone
                 )
             into = groups[first]
         leaf = into.add_parser(
@@ -69,6 +71,8 @@ def build_parser(prog: str = "llama-orch") -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if not second:
+            alone[first] = leaf
         if found.arguments is not None:
             found.arguments(leaf)
         _common_options(leaf, found)

@@ -36,7 +36,11 @@ def serve(options: argparse.Namespace, shell: Shell) -> int:
     flags = {"bind": options.bind} if options.bind else {}
     loaded = loaded_from(options, shell, **flags)
     from ..daemon import serve as run_daemon
+    from ..gpu_build import notice
 
+    told = notice(loaded)
+    if told and not options.until_eof:  # else whoever starts it says so
+        shell.note(told)
     return run_daemon(loaded, shell, until_eof=options.until_eof)
 
 
@@ -149,17 +153,6 @@ def status(options: argparse.Namespace, shell: Shell) -> int:
     shell.line()
     pools_table(pools, shell)
     return exits.OK if ready else exits.REFUSED
-
-
-@command("pools", "list the pools: engine, model, slots, and why one is not ready", needs="server")
-def pools_command(options: argparse.Namespace, shell: Shell) -> int:
-    """A pool is an engine process with one model on one device."""
-    found = client_of(options, shell).get("/v1/pools")
-    if shell.as_json:
-        shell.json(found)
-    else:
-        pools_table(found["pools"], shell)
-    return exits.OK
 
 
 def pools_table(pools: list[dict[str, Any]], shell: Shell) -> None:

@@ -123,9 +123,14 @@ class PoolState(msgspec.Struct, kw_only=True):
         return 0 if self.observed is None else self.observed.slots
 
     @property
+    def on_its_way(self) -> bool:
+        """It is not ready, and will be by itself as far as anybody knows."""
+        return not self.ready and self.cause in _ON_ITS_WAY
+
+    @property
     def failed(self) -> bool:
-        """It shall run, and does not, and is not on its way: something is wrong."""
-        return not self.ready and self.wanted and self.cause not in _ON_ITS_WAY and self.cause != UNLOADED
+        """It does not run, is not on its way and was not meant to end: something is wrong."""
+        return not self.ready and self.cause not in _ON_ITS_WAY and self.cause not in (UNLOADED, "unloading")
 
 
 #: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row

@@ -177,26 +177,74 @@ class PoolService:
         return pool
 
     def health(self, pool_id: str) -> dict[str, Any]:
-        """Liveness, readiness, leases and the last error with its advice (POOL-2)."""
+        """Liveness, readiness, leases, memory and the last error with its advice (POOL-2)."""
         pool = self.state(pool_id)
+        now_ns = self._journal.now_ns()
         leases = self._journal.head.leases.count(pool_id)
+        observed = pool.observed
+        measured = pool.measured
         return {
             "pool_id": pool_id,
-            "live": pool.ready or pool.cause in ("starting", "loading"),
+            "state": standing(pool),
+            "live": pool.ready or pool.on_its_way,
             "ready": pool.ready,
             "draining": pool.draining,
             "engine": pool.declared.engine,
-            "engine_version": pool.observed.engine_version if pool.observed else "",
+            "engine_version": observed.engine_version if observed else "",
             "model_ref": pool.declared.model_ref,
-            "model_digest": pool.observed.model_digest if pool.observed else "",
+            "model_source": pool.declared.source or pool.declared.model_ref,
+            "model_digest": observed.model_digest if observed else "",
+            "host": pool.declared.host,
+            "devices": pool.devices,
+            "memory": {
+                device: {
+                    "predicted_bytes": (measured.predicted_bytes if measured else pool.reserved_bytes).get(device, 0),
+                    "observed_bytes": measured.observed_bytes.get(device, 0) if measured else 0,
+                }
+                for device in sorted({*pool.reserved_bytes, *(measured.observed_bytes if measured else ())})
+            },
             "slots": pool.slots,
-            "slots_free": max(0, pool.slots - leases) if pool.ready else 0,
+            "slots_free": max(0, pool.slots - leases) if pool.ready and not pool.draining else 0,
             "active_leases": leases,
-            "ctx": pool.observed.ctx if pool.observed else 0,
+            "ctx": observed.ctx if observed else 0,
+            "generation": observed.generation if observed else 0,
             "restarts": pool.restarts,
+            "load_ms": pool.load_ms,
             "decode_mtok_s": pool.decode_mtok_s,
             "since_ms": pool.since_ns // 1_000_000,
+            "drain": None
+            if not pool.draining
+            else {"cause": pool.drain_cause, "until_ms": pool.drain_until_ns // 1_000_000},
+            "reload": _reload(pool),
             "last_error": None
-            if pool.ready or pool.cause == "starting"
-            else {"cause": pool.cause, "detail": pool.detail, "advice": pool.advice},
+            if pool.ready or not pool.failed
+            else {
+                "cause": pool.cause,
+                "detail": pool.detail,
+                "advice": pool.advice,
+                "last_cause": pool.last_cause,
+                "permanent": pool.permanent,
+                "retry_ms": max(0, pool.retry_ns - now_ns) // 1_000_000,
+            },
         }
+
+
+def standing(pool: PoolState) -> str:
+    """How a pool stands, in a word."""
+    if pool.ready:
+        return "draining" if pool.draining else "reloading" if pool.reloading_to else "ready"
+    if pool.failed:
+        return "failed"
+    if pool.draining and pool.drain_cause == "operator" and not pool.wanted:
+        return "drained" if not pool.holds else "unloading"
+    return pool.cause or "starting"
+
+
+def _reload(pool: PoolState) -> dict[str, Any] | None:
+    if pool.reloading_to:
+        return {"to": pool.reloading_to, "handover": pool.handover, "trouble": "", "advice": ""}
+    if pool.reloaded_from:
+        return {"to": pool.declared.source, "handover": "handing-over", "trouble": "", "advice": ""}
+    if pool.reload_trouble:
+        return {"to": "", "handover": "", "trouble": pool.reload_trouble, "advice": pool.reload_advice}
+    return None
