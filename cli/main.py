@@ -44,6 +44,13 @@ def orchestratord(arguments: Sequence[str] | None = None) -> int:
     return main(["serve", *(sys.argv[1:] if arguments is None else arguments)])
 
 
+def pool_managerd(arguments: Sequence[str] | None = None) -> int:
+    """The program that looks after engines."""
+    from .managerd import main as run
+
+    return run(arguments)
+
+
 def _run(given: list[str], shell: Shell) -> int:
     from .parser import build_parser, parse
 

@@ -49,12 +49,16 @@ def _stop_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=30.0, metavar="S", help="seconds to wait for its end (default: 30)"
     )
     parser.add_argument("--force", action="store_true", help="end it at once if it is not gone by then")
+    parser.add_argument(
+        "--keep-engines", action="store_true", help="leave the engines running: the next server goes on with them"
+    )
 
 
 @command("stop", "stop the server", arguments=_stop_arguments, needs="config")
 def stop(options: argparse.Namespace, shell: Shell) -> int:
     """Stops the server of the data directory in order: it takes no more tasks, journals its end and stops its engines.
-    Tasks that still run go on when a server is started again.
+    Tasks that still run go on when a server is started again. Engines that are kept stay with pool-managerd, which ends
+    them when no server came back for `manager.linger_ms`.
     """
     from .. import server_file
 
@@ -66,7 +70,7 @@ def stop(options: argparse.Namespace, shell: Shell) -> int:
         else:
             shell.note(f"No server runs on {data_dir}.")
         return exits.OK
-    _signal(found, signal.SIGTERM)
+    _signal(found, server_file.STOP_AND_KEEP_ENGINES if options.keep_engines else signal.SIGTERM)
     if not _gone(found, options.timeout):
         if not options.force:
             raise CliError(
