@@ -33,8 +33,9 @@ class Machine:
 
     cpus: int
     gpus: tuple[Gpu, ...]
-    #: why there are no GPUs in the list, or not all, in words
+    #: why there are no GPUs in the list, or not all, in words, and what to do about it
     gpu_note: str = ""
+    gpu_advice: str = ""
 
 
 def detect(look: Callable[[], HostSample] | None = None) -> Machine:
@@ -42,7 +43,7 @@ def detect(look: Callable[[], HostSample] | None = None) -> Machine:
 
     :param look: takes one sample of this machine; ``None`` = through NVML, as the server does.
     """
-    from ..core.devices import words
+    from ..core.devices import advice, words
 
     if look is None:
         from ..pools.telemetry.sampler import look_once
@@ -51,13 +52,14 @@ def detect(look: Callable[[], HostSample] | None = None) -> Machine:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sample = look()
     usable = tuple(Gpu(gpu.index, gpu.name, gpu.uuid, gpu.total_bytes or 0) for gpu in sample.gpus if not gpu.trouble)
-    notes = [f"GPU {gpu.index}: {words(gpu.trouble, gpu.detail)}" for gpu in sample.gpus if gpu.trouble]
+    doubtful = [gpu for gpu in sample.gpus if gpu.trouble]
+    notes = [f"GPU {gpu.index}: {words(gpu.trouble, gpu.detail)}" for gpu in doubtful]
+    causes = list(dict.fromkeys(gpu.trouble for gpu in doubtful))
     if sample.trouble:
-        seen = (
-            ", although the driver is loaded" if sample.trouble == "package-missing" and nvidia_device_files() else ""
-        )
-        notes = [words(sample.trouble, "" if sample.trouble == "package-missing" else sample.detail) + seen]
-    return Machine(cpus, usable, "; ".join(notes) or ("" if usable else "the driver sees none"))
+        missing = sample.trouble == "package-missing"
+        notes, causes = [words(sample.trouble, "" if missing else sample.detail)], [sample.trouble]
+    note = "; ".join(notes) or ("" if usable else "the driver sees none")
+    return Machine(cpus, usable, note, " ".join(map(advice, causes)))
 
 
 def nvidia_device_files() -> bool:

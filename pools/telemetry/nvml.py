@@ -6,6 +6,7 @@ Any call may fail, for a GPU or for all, and may hang: :class:`Nvml` is used on 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ _OF_ALL: dict[int, str] = {
 _OF_ONE: dict[int, str] = {GPU_IS_LOST: "gpu-lost", GPU_NOT_FOUND: "gpu-lost", RESET_REQUIRED: "reset-required"}
 #: what is so by nature, or on purpose, and no reason to look for the GPU again
 _LASTING = frozenset({"", "mig-enabled", "memory-unknown"})
+_LIBRARY = "libnvidia-ml.so.1"
 _TEMPERATURE_OF_GPU = 0
 #: between two attempts to find a driver, or a GPU, that is not there: doubled each time
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -161,6 +163,10 @@ class Nvml:
 
     def _start(self) -> None:
         if self._module is None:
+            try:
+                ctypes.CDLL(_LIBRARY)
+            except OSError as error:  # most machines have none: they need not load the package, which is large
+                raise _NvmlFailedError("loading", LIBRARY_NOT_FOUND, str(error)) from error
             self._module = importlib.import_module("pynvml")
         if self._open:
             return

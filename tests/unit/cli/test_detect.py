@@ -22,6 +22,7 @@ def test_a_card_that_is_lost_is_said_and_does_not_hide_the_other():
     machine = detect(lambda: HostSample(host="local", gpus=[FIRST, lost]))
     assert [gpu.uuid for gpu in machine.gpus] == ["GPU-0"]
     assert machine.gpu_note == "GPU 1: the GPU is lost: it fell off the bus, or was taken away (GPU is lost)"
+    assert "dmesg" in machine.gpu_advice
 
 
 def test_without_a_driver_there_is_a_reason():
@@ -38,3 +39,4 @@ def test_without_the_package_gpus_are_not_looked_for_and_that_is_said():
     assert machine.gpus == ()
     assert machine.gpu_note.startswith("the package nvidia-ml-py is not installed, so GPUs are not looked for")
     assert "No module" not in machine.gpu_note
+    assert "llama-orch[nvidia]" in machine.gpu_advice
