@@ -98,3 +98,4 @@ def test_the_commands_are_installed_under_their_names(wheel: Path):
     assert "llama-orch = llama_orch.cli.main:main" in lines
     assert "llama-orch-cli = llama_orch.cli.main:main" in lines
     assert "orchestratord = llama_orch.cli.main:orchestratord" in lines
+    assert "pool-managerd = llama_orch.cli.main:pool_managerd" in lines
