@@ -7,7 +7,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -171,7 +171,7 @@ def _hub(text: str) -> Reference:
         )
     if file:
         checked_path(file)
-    plain = f"hf:{repository}" + (f"@{revision}" if revision else "")
+    plain = f"hf:{repository}" + (f"@{quote(revision, safe='')}" if revision else "")
     plain += f":{variant}" if variant else f"/{file}" if file else ""
     return Reference(
         kind="hub",
