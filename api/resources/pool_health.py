@@ -14,6 +14,8 @@ class PoolHealthResource(Resource):
 
     @operation("Get a pool's health.", errors=(NotFoundError,))
     async def on_get(self, call: Call, pool_id: str) -> dict[str, Any]:
-        """Whether it lives, is ready, drains; leases and slots; the last error with its advice."""
-        health: dict[str, Any] = self.services.pools.health(pool_id)
-        return health
+        """Whether it lives, is ready, drains; leases and slots; its devices as they are now, which `/v1/gpus` describes;
+        the last error with its advice.
+        """
+        pools = self.services.pools
+        return {**pools.health(pool_id), "gpu": self.services.gpus.view_of_pool(pools.state(pool_id))}

@@ -135,6 +135,16 @@ class GpuService:
             return []
         return [gpu for gpu in sample.gpus if gpu.uuid in pool.devices and not gpu.trouble]
 
+    def view_of_pool(self, pool: PoolState) -> HostView:
+        """The devices of a pool's engine, with all that is wrong with them (POOL-2)."""
+        host = pool.declared.host
+        sample = self.sample(host)
+        if sample is None:
+            return view_of(HostSample(host=host, trouble="no-sample"), {}, age_ms=None)
+        own = msgspec.structs.replace(sample, gpus=[gpu for gpu in sample.gpus if gpu.uuid in pool.devices])
+        names = {gpu.uuid: [pool.declared.pool_id] for gpu in own.gpus}
+        return view_of(own, names, age_ms=sample.age_ms)
+
     def views(self) -> list[HostView]:
         """All hosts, also those that said nothing yet, by name."""
         pools: dict[tuple[str, str], list[str]] = {}

@@ -195,6 +195,9 @@ class FakeGpus:
     def views(self) -> list[HostView]:
         return self.hosts
 
+    def view_of_pool(self, pool: Any) -> None:
+        return None
+
 
 class FakeExplaining:
     """`services.explaining`: one model, which nobody waits for."""

@@ -47,6 +47,15 @@ def observed(stage: Stage) -> list[GpuObserved]:
     return stage.payloads(GpuObserved)
 
 
+def be_on(stage: Stage, *devices: str) -> None:
+    """The pool's engine runs on these."""
+    ready = PoolReady(
+        pool_id="p", replica_id="r0", generation=1, engine_version="1", slots=1, ctx=9, devices=list(devices)
+    )
+    with stage.loop.running():
+        stage.journal.append([ready], actor="test", correlation="")
+
+
 def only_view(stage: Stage) -> Any:
     (view,) = stage.services.gpus.views()
     return view
@@ -175,13 +184,20 @@ def test_hosts_that_said_nothing_are_shown_as_such() -> None:
 
 def test_pools_are_named_with_the_cards_that_they_hold_memory_on() -> None:
     with on_stage() as stage:
-        ready = PoolReady(
-            pool_id="p", replica_id="r0", generation=1, engine_version="1", slots=1, ctx=9, devices=["GPU-1"]
-        )
-        with stage.loop.running():
-            stage.journal.append([ready], actor="test", correlation="")
+        be_on(stage, "GPU-1")
         send(stage, sample(gpu(), GpuReading(uuid="GPU-2")))
         assert [g.pools for g in only_view(stage).gpus] == [["p"], []]
+
+
+def test_a_pools_health_has_its_own_devices_and_what_is_wrong_with_them() -> None:
+    with on_stage() as stage:
+        be_on(stage, "GPU-1")
+        gpus, pool = stage.services.gpus, stage.journal.head.pools.by_id["p"]
+        assert getattr(gpus.view_of_pool(pool).trouble, "cause", "") == "no-sample"
+        send(stage, sample(GpuReading(uuid="GPU-1", trouble="gpu-lost"), GpuReading(uuid="GPU-2"), age_ms=30))
+        view = gpus.view_of_pool(pool)
+        assert [(g.uuid, getattr(g.trouble, "cause", ""), g.pools) for g in view.gpus] == [("GPU-1", "gpu-lost", ["p"])]
+        assert view.age_ms == 1_030
 
 
 def test_capabilities_name_what_can_be_placed_on() -> None:
