@@ -428,11 +428,11 @@ class Pool:
     # --- telling
 
     def _tell_ending(self, seat: Seat) -> None:
-        """Whoever waits on an engine that is ended on purpose hears it before it is gone."""
-        if self._workers.get(seat) is not self._spoke or not isinstance(self._told.event, PoolReady):
+        """A serving engine that makes room for the next one is not ready from now on; other ends were decided elsewhere."""
+        if not self._next_model or self._workers.get(seat) is not self._spoke:
             return
-        trouble = causes.trouble("reloading") if self._next_model else Trouble("unloading", "its engine is being ended")
-        self._tell(Told(self._unready(trouble, 0, 0)))
+        if isinstance(self._told.event, PoolReady):
+            self._tell(Told(self._unready(causes.trouble("reloading"), 0, 0)))
 
     def _speak(self) -> None:
         """Tell what the speaking engine told last, when that is news."""

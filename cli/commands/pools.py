@@ -26,7 +26,7 @@ def pools(options: argparse.Namespace, shell: Shell) -> int:
     if shell.as_json:
         shell.json({"pools": found})
         return exits.OK
-    columns = ["POOL", "MODEL", "STATE", "DEVICE", "SLOTS", "MEMORY", "SINCE", "CAUSE"]
+    columns = ["POOL", "STATE", "MODEL", "DEVICE", "SLOTS", "MEMORY", "SINCE", "CAUSE"]
     shell.table(columns, [_row(pool) for pool in found], empty="no pool is configured")
     for pool in found:
         for line in _troubles(pool):
@@ -221,8 +221,8 @@ def _row(pool: dict[str, Any]) -> list[object]:
     error = pool["last_error"]
     return [
         pool["pool_id"],
-        _model(pool),
         pool["state"],
+        _model(pool),
         ", ".join(pool["devices"]) or "-",
         f"{pool['active_leases']}/{pool['slots']}" if pool["slots"] else "-",
         "; ".join(_memory(pool)) or "-",
