@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ IMAGES = {
 FLAGS = {"cuda": ("-DGGML_CUDA=ON",), "cpu": ()}
 #: what a build from sources calls, and how it is said that one is missing
 _BUILDERS = {"git": ("git",), "cmake": ("cmake",), "a C++ compiler": ("c++", "g++", "clang++")}
-_CUDA_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
+#: where the CUDA toolkit installs itself, beside the PATH
+CUDA_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,12 @@ class Choice:
 
 
 def choose(
-    options: argparse.Namespace, pools: Sequence[PoolSettings], environ: Mapping[str, str], *, gpu_seen: bool
+    options: argparse.Namespace,
+    pools: Sequence[PoolSettings],
+    environ: Mapping[str, str],
+    *,
+    gpu_seen: bool,
+    cuda_folders: Sequence[str] = CUDA_FOLDERS,
 ) -> Choice:
     """What a call of `engines install` means.
 
@@ -66,7 +73,7 @@ def choose(
             f"it is not known where a build of {engine} comes from",
             remedy="Name it: --url with --sha256, --git with --ref, or --image.",
         )
-    return _by_what_is_here(engine, build, environ)
+    return _by_what_is_here(engine, build, environ, cuda_folders)
 
 
 def describe(settings: ProvisioningSettings) -> str:
@@ -147,7 +154,7 @@ def _of_pool(pool_id: str, engine: str, pools: Sequence[PoolSettings]) -> Choice
     return Choice(pool.provisioning, (f"as pool {pool_id} of the configuration says", describe(pool.provisioning)))
 
 
-def _by_what_is_here(engine: str, build: str, environ: Mapping[str, str]) -> Choice:
+def _by_what_is_here(engine: str, build: str, environ: Mapping[str, str], cuda_folders: Sequence[str]) -> Choice:
     """From sources where the compilers are here, else an image where something runs containers."""
     from ..core.settings import ProvisioningSettings
 
@@ -155,7 +162,7 @@ def _by_what_is_here(engine: str, build: str, environ: Mapping[str, str]) -> Cho
     missing = [what for what, names in _BUILDERS.items() if not any(shutil.which(name, path=path) for name in names)]
     found: dict[str, str] = {}
     if build == "cuda":
-        compiler = _cuda_compiler(environ)
+        compiler = _cuda_compiler(environ, cuda_folders)
         if compiler:
             found["CUDACXX"] = compiler
         else:
@@ -177,12 +184,12 @@ def _by_what_is_here(engine: str, build: str, environ: Mapping[str, str]) -> Cho
     )
 
 
-def _cuda_compiler(environ: Mapping[str, str]) -> str:
+def _cuda_compiler(environ: Mapping[str, str], cuda_folders: Sequence[str]) -> str:
     named = environ.get("CUDACXX", "")
     if named and shutil.which(named):
         return named
     homes = [f"{environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if environ.get(name)]
-    path = os.pathsep.join([environ.get("PATH", os.defpath), *homes, *_CUDA_FOLDERS])
+    path = os.pathsep.join([environ.get("PATH", os.defpath), *homes, *cuda_folders])
     return shutil.which("nvcc", path=path) or ""
 
 
@@ -197,6 +204,6 @@ def _listed(words: Sequence[str]) -> str:
 
 def _absolute(place: str) -> str:
     """An address as it is; a path of this machine from its root."""
-    if "://" in place or place.startswith(("file:", "git@")):
+    if re.match(r"[\w.@+-]+:", place):  # a URL, or host:path
         return place
     return str(Path(place).expanduser().absolute())
