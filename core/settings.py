@@ -64,6 +64,9 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     batch_patience_ms: Milliseconds = 60_000
     #: how long a repeated Idempotency-Key or task_id attaches to its task
     idempotency_ms: Milliseconds = 86_400_000
+    #: how long an interactive task waits for a model whose pools only a person can mend, before it is told so; batch
+    #: tasks wait; 0 = all do
+    mend_patience_ms: Milliseconds = 10_000
     #: attempts of one task on engines that broke off
     max_attempts: Annotated[int, Meta(ge=1, le=200)] = 5
 

@@ -68,6 +68,10 @@ class PoolState(msgspec.Struct, kw_only=True):
     served_until_ns: int = 0
     #: group that it left for; "" = none
     made_room_for: str = ""
+    #: what the last decision to load it predicted, bytes per device
+    predicted_bytes: dict[str, int] = {}
+    #: since when it fails, Unix ns; 0 = it does not
+    failing_since_ns: int = 0
     #: why it was last loaded, and why it was last unloaded, in words
     load_reason: str = ""
     unload_reason: str = ""
@@ -205,7 +209,7 @@ class Pools(Projection):
             return
         pool.wanted = pool.holds = True
         pool.devices = event.devices
-        pool.reserved_bytes = event.predicted_bytes
+        pool.reserved_bytes = pool.predicted_bytes = event.predicted_bytes
         pool.loading_since_ns = pool.used_ns = pool.since_ns = record.time_ns
         pool.retry_ns = 0
         pool.permanent = False
@@ -244,7 +248,8 @@ class Pools(Projection):
             return  # it came up after it was decided to unload it
         pool.ready = True
         pool.cause = pool.detail = pool.advice = ""
-        pool.retry_ns, pool.permanent = 0, False
+        pool.retry_ns, pool.permanent, pool.failing_since_ns = 0, False, 0
+        pool.reserved_bytes = pool.reserved_bytes or pool.predicted_bytes
         pool.since_ns = record.time_ns
         pool.used_ns = max(pool.used_ns, record.time_ns)
         if event.devices:
@@ -264,8 +269,12 @@ class Pools(Projection):
         pool.last_cause = event.last_cause
         pool.retry_ns = record.time_ns + event.retry_ms * 1_000_000 if event.retry_ms else 0
         pool.since_ns = record.time_ns
+        pool.failing_since_ns = (pool.failing_since_ns or record.time_ns) if pool.failed else 0
         if event.cause == UNLOADED:
             pool.holds, pool.reserved_bytes = False, {}
+        elif event.permanent or event.cause == "circuit-open":
+            # Its engine is gone, and is not started again soon: others may have the memory.
+            pool.reserved_bytes = {}
 
     @on(PoolMeasured)
     def _measured(self, record: Recorded) -> None:

@@ -35,6 +35,8 @@ from .streams import Streams
 from .tasks import TaskQueries
 from .texts import TaskTexts
 from .transcripts import Transcripts
+from .tuning import TuningService
+from .unserved import Unserved
 from .watchdog import PERIOD_S, Watchdog
 
 
@@ -55,6 +57,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     loading: LoadingService
     explaining: Explaining
     estimates: EstimateViews
+    tuning: TuningService
     gpus: GpuService
     draining: DrainService
     reloading: ReloadService
@@ -68,6 +71,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.dispatcher.pump_all()
         self.gpus.start()
         self.loading.start()
+        self.tuning.start()
         self.draining.start()
         self.reloading.start()
 
@@ -79,6 +83,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         """Stop the services; what is unfinished stays in the journal."""
         self.reloading.close()
         self.draining.close()
+        self.tuning.close()
         self.loading.close()
         self.gpus.close()
         await self.watchdog.close()
@@ -140,11 +145,12 @@ def build_services(
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
-        watchdog=Watchdog(journal, dispatcher, clock, watch_s),
+        watchdog=Watchdog(journal, dispatcher, Unserved(journal, dispatcher, settings), clock, watch_s),
         gpus=gpus,
         loading=loading,
         draining=DrainService(journal, dispatcher, pools, loading.manages),
         reloading=ReloadService(journal, dispatcher, pools, settings),
         explaining=Explaining(journal, settings, loading),
         estimates=EstimateViews(journal, estimator),
+        tuning=TuningService(journal, settings, dispatcher.pump),
     )

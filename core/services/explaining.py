@@ -116,6 +116,8 @@ class Explaining:
 
 def gib(size: int) -> str:
     """Bytes as people read them, e.g. ``13.4 GiB``; below one GiB in MiB."""
+    if size < 2**20:
+        return f"{(size + 2**9) // 2**10} KiB"
     if size < 2**30:
         return f"{(size + 2**19) // 2**20} MiB"
     tenths = (size * 10 + 2**29) // 2**30

@@ -12,6 +12,7 @@ from ..journal.journal import Journal
 from ..ports import Clock
 from ..projections.projection import Recorded
 from .dispatch import Dispatcher
+from .unserved import Unserved
 
 #: seconds between two looks
 PERIOD_S = 0.05
@@ -25,10 +26,13 @@ _SESSIONS_AT_ONCE = 256
 class Watchdog:
     """Looks at running attempts and due deadlines every 50 ms (or ``period_s``)."""
 
-    def __init__(self, journal: Journal, dispatcher: Dispatcher, clock: Clock, period_s: float = PERIOD_S) -> None:
+    def __init__(
+        self, journal: Journal, dispatcher: Dispatcher, unserved: Unserved, clock: Clock, period_s: float = PERIOD_S
+    ) -> None:
         self._period_s = period_s
         self._journal = journal
         self._dispatcher = dispatcher
+        self._unserved = unserved
         self._clock = clock
         self._deadlines: list[tuple[int, str]] = []
         #: signs of life of each attempt when they last changed, and when that was
@@ -90,6 +94,7 @@ class Watchdog:
                 self._dispatcher.pump(state.admitted.group)
         self._sweep_attempts()
         self._sweep_sessions(now_ns)
+        self._unserved.sweep(now_ns)
 
     def _sweep_sessions(self, now_ns: int) -> None:
         """Who comes late is told once that the session expired; sessions that nobody asks for again are forgotten."""

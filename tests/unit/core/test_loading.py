@@ -256,12 +256,14 @@ def test_a_strict_task_loads_its_model_and_is_refused_where_the_engine_cannot(ma
     assert (end.outcome, end.code) == ("failed", "POOL_UNAVAILABLE")
 
 
+BROKEN = PoolUnready(pool_id="p-a", cause="bad-model", detail="cut", advice="Fetch it again.", permanent=True)
+
+
 def test_tasks_of_a_model_that_only_a_person_can_mend_are_refused_with_what_to_do(rig: Rig) -> None:
     rig.gpus()
     rig.size("a", 4000)
     waiting = rig.submit(model_ref="a").task_id
-    broken = PoolUnready(pool_id="p-a", cause="bad-model", detail="cut", advice="Fetch it again.", permanent=True)
-    rig.tell(broken)
+    rig.tell(BROKEN)
     with pytest.raises(PoolUnreadyError) as refused:
         rig.submit(model_ref="a")
     assert (refused.value.what_to_do, refused.value.pool_id) == ("Fetch it again.", "p-a")
@@ -269,6 +271,31 @@ def test_tasks_of_a_model_that_only_a_person_can_mend_are_refused_with_what_to_d
     assert rig.state(waiting) == "queued"
     rig.comes_up("a")
     assert rig.state(waiting) == "placed"
+
+
+def test_who_waits_for_such_a_model_is_told_after_a_while_and_batch_tasks_wait_on(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    waiting, batch = rig.submit(model_ref="a").task_id, rig.submit(model_ref="a", priority="batch").task_id
+    rig.tell(BROKEN)
+    rig.advance(9)
+    assert rig.state(waiting) == "queued"
+    rig.advance(2)
+    end = rig.ended(waiting)
+    assert (end.code, end.message) == ("POOL_UNAVAILABLE", "pool 'p-a' is not ready (bad-model): cut. Fetch it again.")
+    assert rig.state(batch) == "queued"
+    rig.comes_up("a")
+    assert rig.state(batch) == "placed"
+
+
+def test_a_model_that_cannot_be_loaded_holds_no_memory(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 4000)
+    rig.submit(model_ref="a")
+    rig.tell(BROKEN)
+    assert rig.pool("a").reserved_bytes == {}
+    rig.comes_up("a")
+    assert rig.pool("a").reserved_bytes == {SMALL: 4000 * MIB}
 
 
 def test_what_may_pass_by_itself_is_waited_for(rig: Rig) -> None:
