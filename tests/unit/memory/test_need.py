@@ -1,5 +1,7 @@
 """The memory model by itself: what it says of known models, and what holds for every model."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import assume, given
@@ -133,14 +135,15 @@ def test_a_tied_output_is_a_copy_on_the_gpu_and_none_on_the_cpu():
 
 
 def test_what_cannot_be_is_refused():
-    for wrong in (
+    refused: list[dict[str, Any]] = [
         {"ctx": 0},
         {"ctx": 1, "slots": 0},
         {"ctx": 1, "permille": 0},
         {"ctx": 1, "devices": -1},
         {"ctx": 1, "devices": 2, "tensor_split": (1,)},
         {"ctx": 1, "kv_type_k": "f17"},
-    ):
+    ]
+    for wrong in refused:
         with pytest.raises(ValueError, match=r"at 1|shares|f17"):
             need(LLAMA_8B, **wrong)
 
@@ -205,6 +208,8 @@ def test_vllm_takes_its_share_and_fills_it_with_cache():
 def test_vllm_that_would_not_start_is_told_with_the_numbers():
     with pytest.raises(ValueError, match=r"share of the smallest GPU is 11059 MiB; weights take \d+"):
         need_vllm(msgspec.structs.replace(LLAMA_8B, layer_bytes=(436 * MIB,) * 32), ctx=8_192, device_bytes=[12 * GIB])
-    for wrong in ({"device_bytes": []}, {"utilization_permille": 0}, {"utilization_permille": 1_001}, {"ctx": 0}):
+    refused: list[dict[str, Any]]
+    refused = [{"device_bytes": []}, {"utilization_permille": 0}, {"utilization_permille": 1_001}, {"ctx": 0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match="vLLM needs"):
             need_vllm(LLAMA_8B, **{"ctx": 1, "device_bytes": [GIB], **wrong})
