@@ -263,6 +263,23 @@ def _recovering(trigger: Trigger) -> None:
     after(container, "recover", always, trigger)
 
 
+# --- facts of pool-managerd -----------------------------------------------------------------------------------------
+
+
+@point("facts-folded")
+def _facts_folded(trigger: Trigger) -> None:
+    """In the journal's memory, and not committed."""
+    after(_journal(), "append", _appends("OutboxReceived"), trigger)
+
+
+@point("facts-not-acknowledged")
+def _facts_not_acknowledged(trigger: Trigger) -> None:
+    """Committed, and the host does not know."""
+    from llama_orch.pools.link import Link
+
+    before(Link, "ack", always, trigger)
+
+
 # --- in a snapshot, which a process beside the server writes --------------------------------------------------------
 
 for _name in ("snapshot-part-written", "snapshot-renamed"):

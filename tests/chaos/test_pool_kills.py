@@ -247,6 +247,39 @@ def test_a_stand_in_with_a_reused_process_id_is_left_alone(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("with_managerd", [False, True], ids=["server", "server and pool-managerd"])
+@pytest.mark.parametrize("point", ["facts-folded", "facts-not-acknowledged"])
+def test_facts_that_come_again_are_folded_once(tmp_path: Path, point: str, with_managerd: bool) -> None:
+    """Killed between the folding of facts, their commit and their acknowledgement, by either side."""
+
+    async def scenario() -> None:
+        async with world(tmp_path, [WIRE_POOL], env=install(tmp_path / "plugin")) as place:
+            pools = Pools(place, "wire")
+            load = Load(place.port, Ledger(), seed=SEED, make=wire_request, cancels=0.1)
+            load.start(4)
+            try:
+                for passing in (3, 1, 1, 1):
+                    await place.start(crash=f"{point}:{passing}")
+                    assert await place.ended() == -signal.SIGKILL
+                    assert place.crashed_at() == point
+                    if with_managerd:
+                        await pools.kill(MANAGERD)
+                await place.start()
+                engine = await pools.whole()
+                await load.goes_on(30)
+                assert list(engine_pids(place.data)) == [engine.pid]
+                await finish(place, load)
+            finally:
+                await load.abort()
+            store = place.open_store()
+            try:
+                assert audit_outbox(store) > 0
+            finally:
+                store.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.postgresql
 def test_a_stopped_server_that_wakes_up_commands_nothing_and_ends(tmp_path: Path, database: Callable[[], str]) -> None:
     """Another one took its journal over meanwhile; what it still held of the engine was taken from it."""
