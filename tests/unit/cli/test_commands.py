@@ -388,7 +388,14 @@ NEEDING_A_SERVER = sorted(
     for name, found in commands().items()
     if found.needs == "server" and name not in {"run", "chat", "env"} and not name.startswith("journal ")
 )
-ARGUMENTS = {"stream": [TASK], "cancel": [TASK], "explain": [TASK], "submit": ["hi"]}
+ARGUMENTS = {
+    "engines rm": ["x"],
+    "engines show": ["x"],
+    "stream": [TASK],
+    "cancel": [TASK],
+    "explain": [TASK],
+    "submit": ["hi"],
+}
 
 
 @pytest.mark.parametrize("name", NEEDING_A_SERVER)
