@@ -91,12 +91,14 @@ def _modelled(
     pool: PoolSettings, settings: Settings, mask: tuple[str, ...], sizes: Mapping[str, int], remarks: list[str]
 ) -> ModelledPool:
     slots, ctx = pool.slots or _SLOTS, pool.ctx or _CTX
-    source = settings.models.get(pool.model, pool.model)
+    source = pool.model
+    for _ in settings.models:  # a name may stand for another name
+        source = settings.models.get(source, source)
     path = Path(source.removeprefix("file:"))
     told = sizes.get(pool.model) or sizes.get(pool.id)
     if told:
         weights, kv, overhead = told, told * _KV_PERCENT // 100, _OVERHEAD_BYTES
-        remarks.append(f"{pool.model}: {told / 1e9:.1f} GB as said, {_KV_PERCENT} % of it for the KV cache as a guess")
+        remarks.append(f"{pool.model}: {told / 1e9:.2f} GB as said, {_KV_PERCENT} % of it for the KV cache as a guess")
     elif path.is_file():
         shape = shape_of_gguf(read_model(path))
         found = need(shape, ctx=ctx, slots=slots, devices=0 if mask == (CPU,) else 1)

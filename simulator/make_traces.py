@@ -151,14 +151,14 @@ def made() -> dict[str, bytes]:
     return {f"{name}.jsonl": trace_bytes(make(random.Random(seed), models)) for name, (seed, make) in TRACES.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
     """Write the traces, or check them."""
     parser = argparse.ArgumentParser(description="Make the committed traces.")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 = a file is not what this makes")
     options: Any = parser.parse_args(arguments)
     wrong = []
     for name, content in made().items():
-        path = FOLDER / name
+        path = folder / name
         if options.check:
             if not path.is_file() or path.read_bytes() != content:
                 wrong.append(name)

@@ -48,10 +48,13 @@ class MemoryChecker:
             self._say(f"{pool.pool_id} is on {', '.join(outside)}, outside of its mask")
         if len(devices) > 1:
             need = pool.weights_bytes + pool.kv_bytes + pool.overhead_bytes
-            for device in self._rig.devices:
-                if device.device in pool.devices and device.host == pool.host:
-                    if need <= device.total_bytes - self._rig.kept_bytes:
-                        self._say(f"{pool.pool_id} is on {len(devices)} devices though it fits {device.device}")
+            fitting = [
+                d.device
+                for d in self._rig.devices
+                if d.device in pool.devices and d.host == pool.host and need <= d.total_bytes - self._rig.kept_bytes
+            ]
+            if fitting:
+                self._say(f"{pool.pool_id} is on {len(devices)} devices though it fits {' or '.join(fitting)}")
 
     def _look(self) -> None:
         self.looks += 1

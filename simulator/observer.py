@@ -133,6 +133,7 @@ class Observer:
         violations: list[str],
         peak_bytes: Mapping[str, int],
         digest: str,
+        waits: Mapping[str, str],
     ) -> Report:
         """All numbers."""
         ends_ns = START_NS + elapsed_us * 1000
@@ -163,4 +164,5 @@ class Observer:
             passed_over_in_all_ms=self.passed_over_in_all_ms,
             violations=violations,
             digest=digest,
+            waits=dict(sorted(waits.items())),
         )

@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+#: violations that a table names
+_VIOLATIONS = 3
+
 
 class Waits(Struct, frozen=True, kw_only=True):
     """A distribution of waits, milliseconds."""
@@ -72,6 +75,8 @@ class Report(Struct, frozen=True, kw_only=True):
     violations: list[str]
     #: digest of the state that the journal builds: equal runs, equal digests
     digest: str
+    #: per model that tasks still wait for at the end: why it is not loaded
+    waits: dict[str, str] = {}
 
 
 def reports_as_data(reports: Sequence[Report]) -> list[dict[str, Any]]:
@@ -112,6 +117,9 @@ def table(reports: Sequence[Report]) -> str:
         name.ljust(first) + "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for name, row in rows
     ]
+    for report in reports:
+        lines += [f"{report.name}: {model} is not loaded: {why}" for model, why in report.waits.items()]
+        lines += [f"{report.name}: {violation}" for violation in report.violations[:_VIOLATIONS]]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -36,6 +36,8 @@ _SAMPLE_S = 1.0
 _WATCH_S = 5.0
 #: seconds that are simulated at once
 _STEP_S = 60.0
+#: seconds without a task's end after which the rest is given up, when nothing more arrives
+_GIVE_UP_S = 3_600.0
 
 
 def settings_of(rig: Rig, swap: SwapSettings | None = None) -> Settings:
@@ -154,11 +156,14 @@ class World:
                 if task.after < 0:
                     self.loop.call_later(task.at_ms / 1000, self._arrive, task)
         last_s = max((task.at_ms for task in self.trace), default=0) / 1000
-        end_s = until_s or last_s + 86_400.0
-        while self._left and self.clock.elapsed_us() < end_s * 1_000_000:
-            self.loop.advance(min(_STEP_S, end_s - self.clock.elapsed_us() / 1e6))
+        left, progress_s, now_s = self._left, last_s, 0.0
+        while self._left and now_s < (until_s or progress_s + _GIVE_UP_S):
+            self.loop.advance(min(_STEP_S, until_s - now_s) if until_s else _STEP_S)
+            now_s = self.clock.elapsed_us() / 1e6
             if self.loop.errors:
                 raise self.loop.errors[0]
+            if self._left != left:
+                left, progress_s = self._left, max(last_s, now_s)
         for host in self.hosts:
             host.end()
         report = self._report()
@@ -225,4 +230,5 @@ class World:
             violations=self.checker.violations,
             peak_bytes=self.checker.peak_bytes,
             digest=self.journal.head.digest(),
+            waits=self.services.loading.waits,
         )

@@ -100,7 +100,7 @@ def _subject(options: argparse.Namespace, shell: Shell) -> tuple[Rig, Settings |
         rig, remarks = rig_of(
             loaded.settings,
             _gpus(options.gpus) if options.gpus else _own_gpus(),
-            dict(_size(text) for text in options.size),
+            {"haiku": _bundled_bytes()} | dict(_size(text) for text in options.size),
             host_memory_bytes=_own_memory(),
         )
         settings = runnable(loaded.settings, rig)
@@ -134,6 +134,15 @@ def _own_memory() -> int:
 
     memory = read_memory()
     return memory.total_bytes if memory is not None else 2**34
+
+
+def _bundled_bytes() -> int:
+    from ...haiku import model_path
+
+    try:
+        return model_path().stat().st_size
+    except FileNotFoundError:
+        return 0  # then its size has to be said, as any other's
 
 
 def _size(text: str) -> tuple[str, int]:
