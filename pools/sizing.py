@@ -103,6 +103,8 @@ def _options(given: Mapping[str, Any]) -> NeedOptions:
         found["kv_type_v"] = str(given["kv_type_v"])
     if "gpu_layers" in given:
         found["gpu_layers"] = int(given["gpu_layers"])
+    if "cache_ram_mib" in given:
+        found["prompt_cache_bytes"] = max(0, int(given["cache_ram_mib"])) << 20
     if given.get("flash_attention") == "off":
         found["flash_attention"] = False
     return found

@@ -40,6 +40,8 @@ _IF_KNOWN: Final[tuple[tuple[str, ...], ...]] = (
     ("--fit", "off"),
     ("--no-kv-unified",),
     ("--cors-origins", "http://127.0.0.1"),
+    # Its own default, 8 GiB of cached prompts, is memory that nobody planned with.
+    ("--cache-ram", "0"),
 )
 #: builds whose GPUs can be named by UUID
 _PINNED_BUILDS: Final = frozenset({"cuda", "unknown"})
@@ -95,7 +97,7 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
     if engine.container is not None:
         run = containers.run(
             engine.container,
-            [*arguments, *_extras(engine)],
+            [*arguments, *_extras(engine, arguments)],
             marker=str(config.get("marker") or "local/pool/1"),
             model=model,
             port=port,
@@ -109,19 +111,23 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
             variables.setdefault("LD_LIBRARY_PATH", engine.library_path)
         # An engine of another build does not match this plan, and is not adopted.
         variables["LLAMA_ORCH_ENGINE_BUILD"] = f"{engine.name} {engine.digest}"
-        argv = (*engine.argv, *arguments, *_extras(engine))
+        argv = (*engine.argv, *arguments, *_extras(engine, arguments))
         return LaunchPlan(argv=argv, env=variables, url=url, log_causes=LOG_CAUSES)
     version = package_version()
     if not version:
         msg = f"the package {PACKAGE} is not installed"
         raise ConfigError(msg, remedy=ADVICE["missing-package"])
     return LaunchPlan(
-        argv=(sys.executable, "-m", "llama_orch.pools.llamacpp_server", *arguments),
+        argv=(sys.executable, "-m", "llama_orch.pools.llamacpp_server", *arguments, *_no_prompt_cache(arguments)),
         # As above, of another package.
         env={**variables, "LLAMA_ORCH_ENGINE_PACKAGE": f"{PACKAGE} {version}"},
         url=url,
         log_causes=LOG_CAUSES,
     )
+
+
+def _no_prompt_cache(given: Sequence[str]) -> tuple[str, ...]:
+    return () if "--cache-ram" in given else ("--cache-ram", "0")
 
 
 def _context(path: Path) -> int:
@@ -181,9 +187,9 @@ def _gpu_arguments(
     return arguments
 
 
-def _extras(engine: ProvisionedEngine) -> list[str]:
-    """Arguments of `llama-server`; what its help does not name is left out."""
+def _extras(engine: ProvisionedEngine, given: Sequence[str]) -> list[str]:
+    """Arguments of `llama-server`; what its help does not name is left out, and so is what is given."""
     known = set(engine.options)
     wanted = [words for words in _ALWAYS if not known or words[0] in known]
     wanted += [words for words in _IF_KNOWN if words[0] in known]
-    return [word for words in wanted for word in words]
+    return [word for words in wanted if words[0] not in given for word in words]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llama_orch.plugins import ConfigError, ContainerSpec, ProvisionedEngine
@@ -41,6 +42,14 @@ def planned(model, engine, **more):
 
 def values(argv, option):
     return [argv[n + 1] for n, word in enumerate(argv) if word == option]
+
+
+def test_a_program_that_can_cache_prompts_does_so_only_as_far_as_somebody_says(model):
+    able = msgspec.structs.replace(PROGRAM, options=("--metrics", "--cache-ram"))
+    assert values(planned(model, able).argv, "--cache-ram") == ["0"]
+    assert values(planned(model, able, options={"cache_ram_mib": 64}).argv, "--cache-ram") == ["64"]
+    unable = msgspec.structs.replace(PROGRAM, options=("--metrics",))
+    assert "--cache-ram" not in planned(model, unable).argv
 
 
 def test_a_program_is_started_with_upstreams_arguments_and_its_libraries(model):

@@ -41,6 +41,13 @@ def test_without_a_context_each_slot_gets_the_models_within_reason(model, slots,
     assert value_of(planned.argv, "--ctx-size") == str(total)
 
 
+def test_prompts_are_cached_in_the_hosts_memory_only_as_far_as_somebody_says(model):
+    assert value_of(plan({"model_path": str(model), "port": 1}).argv, "--cache-ram") == "0"
+    said = plan({"model_path": str(model), "port": 1, "options": {"cache_ram_mib": 512}}).argv
+    assert value_of(said, "--cache-ram") == "512"
+    assert said.count("--cache-ram") == 1
+
+
 def test_options_of_the_plugin_become_arguments_and_others_are_refused_by_name(model):
     planned = plan({"model_path": str(model), "port": 1, "options": {"batch": 64, "gpu_layers": 0}})
     assert value_of(planned.argv, "--batch-size") == "64"
