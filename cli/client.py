@@ -83,14 +83,17 @@ class Client:
         except (OSError, http.client.HTTPException):
             return False
 
-    def stream(self, task_id: str, after: str = "", *, progress: bool = True) -> Iterator[Frame]:
+    def stream(self, task_id: str, after: str = "", *, progress: bool = True, metrics: bool = False) -> Iterator[Frame]:
         """All frames of a task after the one with the id ``after``, to its ``end`` or ``error``.
+
+        :param metrics: ask for metrics between them.
 
         Besides the server's frames it yields ``reconnected`` and ``resume_lost`` (data: the id that the server still
         holds) of its own.
         """
         failures = 0
-        path = f"/v1/tasks/{quote(task_id, safe='')}/stream" + ("?progress=1" if progress else "")
+        asked = [name for name, wanted in (("progress=1", progress), ("metrics=1", metrics)) if wanted]
+        path = f"/v1/tasks/{quote(task_id, safe='')}/stream" + ("?" + "&".join(asked) if asked else "")
         while True:
             trouble: CliError
             try:

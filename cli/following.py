@@ -40,6 +40,8 @@ class Follower:
     started: dict[str, Any] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
     last_id: str = ""
+    #: the last metrics, where they were asked for
+    metrics: dict[str, Any] = field(default_factory=dict)
     _first_token_s: float = 0.0
     _shown_s: float = 0.0
     _line_open: bool = False
@@ -96,7 +98,9 @@ class Follower:
         eta = f" · starts in about {_seconds(int(start_ms))}" if start_ms is not None else ""
         self.shell.status(f"queue position {position}{eta}")
 
-    _on_metrics = _on_queued
+    def _on_metrics(self, data: dict[str, Any]) -> None:
+        self.metrics = data
+        self._on_queued(data)
 
     def _on_started(self, data: dict[str, Any]) -> None:
         self.started = data
@@ -117,7 +121,11 @@ class Follower:
             self._line_open = not text.endswith("\n")
         if not (self.show_text and self.shell.at_terminal) and now - self._shown_s >= _PROGRESS_EVERY_S:
             self._shown_s = now
-            self.shell.status(f"{self.tokens} tokens · {self.rate()}")
+            loads = [gpu["utilization_percent"] for gpu in self.metrics.get("gpus", [])]
+            busy = [f"GPU {load} %" for load in loads if load is not None]
+            waiting = self.metrics.get("queue_depth")
+            more = [*busy, f"{waiting} waiting"] if waiting else busy
+            self.shell.status(" · ".join([f"{self.tokens} tokens", self.rate(), *more]))
 
     def _on_end(self, data: dict[str, Any]) -> None:
         self.end = data

@@ -87,6 +87,11 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="after", metavar="ID", default="", help="go on after this frame id (default: from the start)"
     )
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="ask for metrics too: queue, rate, GPUs (with --json frames of their own)",
+    )
 
 
 @command("stream", "follow a task, from its start or from any frame", arguments=_stream_arguments, needs="server")
@@ -96,7 +101,7 @@ def stream(options: argparse.Namespace, shell: Shell) -> int:
     """
     follower = Follower(shell, frames_as_json=shell.as_json)
     try:
-        follower.follow(client_of(options, shell).stream(options.task, options.after))
+        follower.follow(client_of(options, shell).stream(options.task, options.after, metrics=options.metrics))
     except KeyboardInterrupt:
         follower.finish_line()
         shell.note(f"The task goes on. Again: llama-orch stream {options.task} --from {follower.last_id}")

@@ -41,6 +41,18 @@ def test_progress_shows_beside_a_pipe_while_tokens_come():
     assert err.getvalue().endswith("\r\x1b[2K"), "the line is taken away in the end"
 
 
+def test_metrics_stand_in_the_progress_line():
+    now = iter([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    out, err = io.StringIO(), Terminal()
+    follower = Follower(shell(out, err), clock=lambda: next(now))
+    waiting = frame("metrics", queue_depth=3, queue_position=2, predicted_start_ms=1500)
+    running = frame("metrics", queue_depth=3, gpus=[{"device": "GPU-1", "utilization_percent": 71}])
+    follower.follow([waiting, START, running, frame("token", "1.1", t="a", i=0), END])
+    assert "queue position 2 · starts in about 1.5 s" in err.getvalue()
+    assert " · GPU 71 % · 3 waiting" in err.getvalue()
+    assert out.getvalue() == "a\n"
+
+
 def test_reasoning_and_other_choices_are_not_mixed_into_the_text():
     out = io.StringIO()
     frames = [
