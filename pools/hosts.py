@@ -210,6 +210,7 @@ class ProcessHost:
                 oom=self._oom,
                 order=self._order,
                 fixed_port=bool(self._port),
+                inherited=tuple(config.get("held_descriptors", ())),
             )
         except OSError as error:
             raise StartError(causes.trouble("cannot-start", str(error))) from error

@@ -15,6 +15,7 @@ from . import causes
 from .lifecycle import Trouble
 from .models.cache import Cache
 from .models.errors import StagingError
+from .models.locks import Locks
 from .models.staging import stage
 from .models.transfer import Progress as StagingProgress
 from .preparing import Order, Prepared, Progress, StartError
@@ -85,8 +86,10 @@ class Outfitter:
         size = self._size(order, model.path, model.digest)
         totals = self._gpu_bytes()
         return Prepared(
+            held=model.held,
             config={
                 **config,
+                "held_descriptors": model.held.descriptors if model.held is not None else (),
                 "model_path": str(model.path),
                 "provisioned": engine,
                 "gpu_memory_bytes": {gpu: totals[gpu] for gpu in order.devices if gpu in totals},
@@ -118,11 +121,13 @@ class Outfitter:
         def tell(one: StagingProgress) -> None:
             progress(f"staging: {one.phase}", one.done_bytes, one.total_bytes, "bytes")
 
+        held = None if offline else Locks()
         try:
             staged = stage(
                 str(Path(ref).expanduser()) if ref.startswith("~") else ref,
                 cache=Cache(self._data_dir / "models", limit_bytes=self._manager.model_cache_mib * _MIB),
-                strict=self._manager.strict_verification,
+                strict=self._manager.strict_verification and not offline,
+                hold_into=held,
                 offline=offline or self._manager.forbid_downloads,
                 progress=tell,
                 cancel=cancelled,
@@ -131,7 +136,7 @@ class Outfitter:
             permanent = error.cause in _PERMANENT
             raise StartError(Trouble(error.cause, error.message, error.what_to_do, permanent)) from error
         facts = (ModelStaged(host="local", **staged.event_fields()),) if staged.changed else ()
-        return _Here(path=Path(staged.path), digest=staged.digest), facts
+        return _Here(path=Path(staged.path), digest=staged.digest, held=held), facts
 
     def _size(self, order: Order, path: Path, digest: str) -> Size | None:
         shape = shape_of(path)
@@ -148,6 +153,7 @@ class _Here(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     digest: str = ""
+    held: Locks | None = None
 
 
 def _installed(record: EngineRecord) -> EngineInstalled:

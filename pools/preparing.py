@@ -14,6 +14,7 @@ import msgspec
 from ..core.settings import ManagerSettings, PoolSettings, QueueSettings, TimeoutSettings, TuningSettings
 from . import causes
 from .lifecycle import Trouble
+from .models.locks import Locks
 
 Progress = Callable[[str, int, int, str], None]
 """``(phase, done, total, unit)``; total 0 = not known."""
@@ -60,6 +61,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     predicted_bytes: Mapping[str, int] = {}
     #: what was found out on the way, as events for the journal
     facts: tuple[Any, ...] = ()
+    #: keeps the model in the cache; the engine's process inherits it, and here it is let go of after the start
+    held: Locks | None = None
 
 
 class StartError(Exception):

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -154,8 +154,11 @@ def spawn(
     oom: OomKills,
     order: str,
     fixed_port: bool,
+    inherited: Sequence[int] = (),
 ) -> EngineProcess:
     """Start an engine; when this returns, its identity is on disk.
+
+    ``inherited`` descriptors stay open in it: locks on its model hold for as long as it lives.
 
     Raises:
         OSError: it cannot be started, or its identity not be written; then nothing is left running.
@@ -173,6 +176,7 @@ def spawn(
             start_new_session=True,
             cwd=plan.workdir or "/",
             env={**child_environment(environment), **plan.env, MARKER: marker},
+            pass_fds=tuple(inherited),
         )
     finally:
         os.close(log)

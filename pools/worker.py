@@ -220,6 +220,9 @@ class Worker:
         except StartError as error:
             self._apply(self._lifecycle.exited(error.trouble, self._now_ms()))
             return
+        finally:
+            if self.prepared.held is not None:  # the engine's process has inherited it
+                self.prepared.held.release()
         self._work = asyncio.get_running_loop().create_task(self._run(found))
 
     def _exited(self, trouble: Trouble) -> None:

@@ -40,6 +40,9 @@ class Lock:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
+    def __del__(self) -> None:
+        self.release()  # whoever forgot about it keeps nothing
+
 
 class Locks:
     """Several held locks, let go of together."""
