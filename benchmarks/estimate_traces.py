@@ -181,7 +181,7 @@ def office(seed: int, hours: int) -> tuple[Rig, list[TraceTask]]:
     sizes = {"daily-9g": (9, 4, True), "draft-6g": (6, 2, False), "vision-8g": (8, 2, False)}
     pools = tuple(
         ModelledPool(
-            pool_id=name.split("-")[0],
+            pool_id=name.split("-", maxsplit=1)[0],
             model=name,
             weights_bytes=gib * GIB,
             kv_bytes=GIB,

@@ -92,7 +92,7 @@ TUNING: dict[str, Callable[[], Head]] = {
 HELD_OUT: dict[str, Callable[[], Head]] = {
     **{f"queue: {name}": (lambda n=name: run_queue(n, 31, 20_000)) for name in QUEUES},  # type: ignore[misc]
     **{f"rig: {kind}": (lambda k=kind: run_rig(k, range(301, 309))) for kind in ("poisson", "bursts", "agents")},  # type: ignore[misc]
-    "office": lambda: run_office(401, 16),
+    "office": lambda: run_office(401, 6),
 }
 
 

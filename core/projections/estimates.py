@@ -17,6 +17,7 @@ from ..events.pool import (
     PoolLoading,
     PoolReady,
     PoolRetired,
+    PoolSlotsTuned,
     PoolUndrained,
     PoolUnloading,
     PoolUnready,
@@ -31,6 +32,8 @@ MOST_LENGTHS: Final = 512
 MOST_KINDS: Final = 32
 #: an average takes at least this part of a new observation
 _FADE: Final = 16
+#: the same, of what slots are tuned by
+_LATELY: Final = 6
 
 
 class Counts(msgspec.Struct, gc=False):
@@ -65,12 +68,12 @@ class Average(msgspec.Struct, gc=False):
     off: int = 0
     seen: int = 0
 
-    def add(self, number: int) -> None:
-        """Take one observation in."""
+    def add(self, number: int, fade: int = _FADE) -> None:
+        """Take one observation in, as one ``fade``-th at least."""
         if not self.seen:
             self.mean, self.off = number, number // 2
         else:
-            part = min(self.seen + 1, _FADE)
+            part = min(self.seen + 1, fade)
             self.off += (abs(number - self.mean) - self.off) // part
             self.mean += (number - self.mean) // part
         self.seen += 1
@@ -128,6 +131,10 @@ class PoolRates(msgspec.Struct, gc=False):
     open: bool = False
     #: measured when it was loaded, before any task ran: thousandths of a token per second
     preload_mtok_s: int = 0
+    #: since the slots in use were last changed: when that was, from admission to the first token, and between tokens
+    tuned_ns: int = 0
+    lately_first_ms: Average = msgspec.field(default_factory=Average)
+    lately_token_us: Average = msgspec.field(default_factory=Average)
     #: streams on it now; their number times how long it lasted, so that a mean over any time is a difference
     streams: int = 0
     stream_ns: int = 0
@@ -309,6 +316,13 @@ class Estimates(Projection):
         pool.open = isinstance(event, (PoolReady, PoolUndrained))
         self._count_open(pool.group, record.time_ns)
 
+    @on(PoolSlotsTuned)
+    def _tuned(self, record: Recorded) -> None:
+        pool = self.pools.get(record.payload.pool_id)
+        if pool is not None:
+            pool.tuned_ns = record.time_ns
+            pool.lately_first_ms, pool.lately_token_us = Average(), Average()
+
     def _count_open(self, group: str, now_ns: int) -> None:
         wake = self.wakes.get(group)
         if wake is None:
@@ -391,7 +405,11 @@ class Estimates(Projection):
         if event.tokens_out > 1 and event.decode_ms > 0 and took_ns > 0:
             shared = (pool.stream_ns - track.stream_ns + took_ns // 2) // took_ns
             streams = max(1, min(255, shared))
-            pool.token_ns.setdefault(streams, Average()).add(event.decode_ms * 1_000_000 // (event.tokens_out - 1))
+            token_ns = event.decode_ms * 1_000_000 // (event.tokens_out - 1)
+            pool.token_ns.setdefault(streams, Average()).add(token_ns)
+            if track.started_ns >= pool.tuned_ns:
+                pool.lately_token_us.add(token_ns // 1000, _LATELY)
+                pool.lately_first_ms.add(event.queue_ms + event.prefill_ms, _LATELY)
         if event.outcome == "completed":
             pool.beside_us.add(track.prompt_tokens, max(0, (now_ns - track.since_ns) // 1000 - event.decode_ms * 1000))
         read = event.prompt_tokens - event.cached_tokens
