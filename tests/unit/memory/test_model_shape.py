@@ -19,11 +19,11 @@ def head_of(entries, architecture="llama"):
     return parse_head(io.BytesIO(raw), file_bytes=len(raw), name="m")
 
 
-def numbers(architecture="llama", **values):
+def numbers(architecture="llama", /, **values):
     return [entry(f"{architecture}.{key.replace('__', '.')}", scalar("I", value)) for key, value in values.items()]
 
 
-PLAIN = {"block_count": 4, "embedding_length": 64, "attention__head_count": 4, "feed_forward_length": 128}
+PLAIN: dict[str, int] = {"block_count": 4, "embedding_length": 64, "attention__head_count": 4, "feed_forward_length": 128}
 
 
 def test_a_models_file_says_its_shape(tmp_path):
