@@ -386,7 +386,7 @@ def test_stop_without_a_server_is_no_failure(call):
 NEEDING_A_SERVER = sorted(
     name
     for name, found in commands().items()
-    if found.needs == "server" and name not in {"run", "chat", "env"} and not name.startswith("journal ")
+    if found.needs == "server" and name not in {"run", "chat", "env", "gpus"} and not name.startswith("journal ")
 )
 ARGUMENTS = {
     "engines rm": ["x"],

@@ -47,10 +47,11 @@ def test_metrics_stand_in_the_progress_line():
     follower = Follower(shell(out, err), clock=lambda: next(now))
     waiting = frame("metrics", queue_depth=3, queue_position=2, predicted_start_ms=1500)
     running = frame("metrics", queue_depth=3, gpus=[{"device": "GPU-1", "utilization_percent": 71}])
-    follower.follow([waiting, START, running, frame("token", "1.1", t="a", i=0), END])
+    tokens = [frame("token", "1.1", t="a", i=0), frame("token", "1.2", t="b", i=1)]
+    follower.follow([waiting, START, running, *tokens, END])
     assert "queue position 2 · starts in about 1.5 s" in err.getvalue()
     assert " · GPU 71 % · 3 waiting" in err.getvalue()
-    assert out.getvalue() == "a\n"
+    assert out.getvalue() == "ab\n"
 
 
 def test_reasoning_and_other_choices_are_not_mixed_into_the_text():
