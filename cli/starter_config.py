@@ -49,15 +49,11 @@ _CPU_EXAMPLE = """
 
 _GPU = """
   # {name}, {memory:.0f} GiB, {uuid}
-  # Start a llama.cpp server on it and take the comments away:
-  #   CUDA_VISIBLE_DEVICES={uuid} llama-server -m model.gguf -ngl 99 --port {port} --slots
+  # Get a build for it with `llama-orch engines install llamacpp --cuda`, and take the comments away:
   # - id: gpu{index}
   #   engine: llamacpp
-  #   model: model.gguf # the name that clients ask for
+  #   model: models/my-model.gguf
   #   devices: "{uuid}"
-  #   provisioning:
-  #     mode: external
-  #     url: http://127.0.0.1:{port}
 """
 
 
@@ -71,7 +67,6 @@ def render(machine: Machine) -> str:
             memory=gpu.memory_gib,
             uuid=gpu.uuid,
             index=gpu.index,
-            port=8081 + gpu.index,
         )
     if not machine.gpus:
         text += f"\n  # GPUs: {' '.join(machine.gpu_note.split())}.\n"

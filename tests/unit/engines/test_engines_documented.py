@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, OPTIONS
+from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS
 from llama_orch.plugins.engines._mock_script import FAULTS, Knobs
-from llama_orch.pools.pool import ADVICE
+from llama_orch.pools import causes
+from llama_orch.pools.models import errors as models
+from llama_orch.pools.provisioning import problems
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "reference" / "engines.md").read_text()
@@ -24,7 +26,7 @@ def first_cells(text):
 
 
 def test_options_of_llamacpp():
-    assert first_cells(section("llamacpp")) == {*OPTIONS, "api_key_env", "provisioning.options"}
+    assert first_cells(section("llamacpp")) == {*OPTIONS, MEMORY_OPTION, "api_key_env", "provisioning.options"}
 
 
 def test_knobs_and_faults_of_the_mock():
@@ -46,5 +48,6 @@ def test_failures_are_the_kinds_that_the_code_makes():
 def test_causes_are_those_that_the_code_knows():
     sources = "".join(path.read_text() for path in (ROOT / "pools").glob("*.py"))
     made = set(re.findall(r'Trouble\(\s*"([a-z-]+)"', sources)) - {"given-up"}
-    known = made | set(ADVICE) | {cause for _, cause, _ in LOG_CAUSES} | {"starting", "bad-model", "bad-configuration"}
+    told = {cause for _, cause, _ in LOG_CAUSES}
+    known = made | told | set(causes.CAUSES) | {*problems.CAUSES, *models.CAUSES} - {"cancelled"}
     assert first_cells(section("How an engine's process is looked after")) == known | {"pool.unready"}
