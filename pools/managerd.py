@@ -71,6 +71,7 @@ class Managerd:
         version: of the program.
         engine_logs: directory of the engines' logs.
         look: the latest sample of the host's devices, as JSON, given the milliseconds between two; it returns at once.
+        uid: of the only user that may connect to the socket.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Managerd:
         engine_logs: Path,
         linger_ms: int | None,
         look: Callable[[int], bytes] | None = None,
+        uid: Callable[[], int] = os.getuid,
     ) -> None:
         self._directory = directory
         self._make_pools = make_pools
@@ -107,6 +109,7 @@ class Managerd:
         self._tunnels: set[Lines] = set()
         self._work = asyncio.Event()
         self._look_at_devices = look
+        self._uid = uid
         self._greeted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._linger: asyncio.TimerHandle | None = None
@@ -292,7 +295,7 @@ class Managerd:
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         uid = peer_uid(writer.get_extra_info("socket"))
         lines = Lines(reader, writer, "local" if uid is None else f"uid {uid}")
-        if uid is not None and uid != os.getuid():
+        if uid is not None and uid != self._uid():
             lines.send(Refused(code="AUTH", message=f"user {uid} is not the user of this program"))
             await lines.close()
             return

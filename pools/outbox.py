@@ -137,6 +137,8 @@ class Outbox:
         self.pending: list[Entry] = []
         #: not durable yet
         self._waiting: list[Entry] = []
+        #: the disk took nothing the last time
+        self._refused = False
         #: segments with something in them, and how long each is
         self._segments: dict[str, int] = {}
         self._count = 0
@@ -173,7 +175,7 @@ class Outbox:
 
     def begin(self) -> Work:
         """What is to be done now."""
-        write, self._waiting = self._waiting, []
+        write, self._waiting = newest(self._waiting) if self._refused else self._waiting, []
         if sum(entry.size for entry in self.pending) > self._most_bytes:
             # Nobody came for long: what still matters is written together, and takes the place of all segments.
             write = newest([*self.pending, *write])
@@ -196,6 +198,7 @@ class Outbox:
         """It was done, or not; the entries that are durable now and were not before."""
         for name in work.remove:
             self._segments.pop(name, None)
+        self._refused = error is not None
         if error is not None:
             # What of the lines is there is unknown: nothing is ever written behind them.
             self._segments.setdefault(self._segment, 0)
