@@ -287,6 +287,8 @@ def _graph(shape: ModelShape, run: _Run) -> int:
     feeding = 3 * forward + (5 if forward > wide else 3) * wide + (0 if run.flash else wide)
     if shape.experts_used and 2 * forward < used * wide:
         feeding = max(feeding, 3 * wide + 2 * used * wide)
+    if shape.inner:
+        feeding = max(feeding, 5 * (wide + shape.inner))
     logits = shape.vocab * run.logit_rows * 4 + 2 * wide * run.tokens * 4
     return run.tokens * masks + max(run.tokens * 4 * max(attention, feeding), logits)
 

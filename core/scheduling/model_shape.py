@@ -51,6 +51,8 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     #: tokens that windowed layers look back; 0 = none
     window: int = 0
     windowed: tuple[bool, ...] = ()
+    #: width of recurrent layers; 0 = none
+    inner: int = 0
     #: bytes of recurrent state per slot
     state_bytes: tuple[int, ...] = ()
     #: tokens the model was trained for; 0 = not told
@@ -119,6 +121,7 @@ def shape_of_gguf(head: GgufHead) -> ModelShape:
         experts_used=experts,
         window=window,
         windowed=windowed,
+        inner=told.number("ssm.inner_size"),
         state_bytes=told.states(kv_heads),
         ctx_train=head.context_length,
         layer_bytes=tuple(parts.layer_bytes),

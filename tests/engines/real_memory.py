@@ -80,6 +80,12 @@ TUNED = (
         slots=2,
     ),
     Case(
+        name="recurrent layers",
+        plan=ModelPlan(architecture="mamba", embedding=768, layers=8, heads=0, kv_heads=0, feed_forward=0, vocab=8_000),
+        ctx=1_024,
+        slots=2,
+    ),
+    Case(
         name="experts, 4 of 16",
         plan=replace(
             _BASE, architecture="qwen3moe", layers=4, feed_forward=384, experts=16, experts_used=4, quantization="Q8_0"

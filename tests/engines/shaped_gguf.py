@@ -19,6 +19,8 @@ FIRST_BYTE = 3
 #: the first token that stands for a word; prompts of plain words are drawn from here on
 FIRST_WORD = FIRST_BYTE + 256
 _ROWS = 64
+#: of recurrent layers
+_TAPS, _STATE, _TIME_STEPS = 4, 16, 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,13 @@ def _write_metadata(writer: gguf.GGUFWriter, plan: ModelPlan) -> None:
     writer.add_head_count_kv(plan.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(plan.vocab)
-    writer.add_rope_dimension_count(plan.head_length or plan.embedding // plan.heads)
+    if plan.architecture == "mamba":
+        writer.add_ssm_conv_kernel(_TAPS)
+        writer.add_ssm_inner_size(2 * plan.embedding)
+        writer.add_ssm_state_size(_STATE)
+        writer.add_ssm_time_step_rank(_TIME_STEPS)
+    else:
+        writer.add_rope_dimension_count(plan.head_length or plan.embedding // plan.heads)
     if plan.head_length:
         writer.add_key_length(plan.head_length)
         writer.add_value_length(plan.head_length)
@@ -123,7 +131,10 @@ class _Tensors:
         plan = self._plan
         self._matrix("token_embd.weight", plan.vocab, plan.embedding, scale=1.0)
         for layer in range(plan.layers):
-            self._layer(f"blk.{layer}.")
+            if plan.architecture == "mamba":
+                self._recurrent_layer(f"blk.{layer}.")
+            else:
+                self._layer(f"blk.{layer}.")
         self._ones("output_norm.weight", plan.embedding)
         if not plan.tied:
             self._matrix("output.weight", plan.vocab, plan.embedding)
@@ -153,6 +164,19 @@ class _Tensors:
             self._matrix(block + "ffn_gate.weight", wide, width)
             self._matrix(block + "ffn_up.weight", wide, width)
             self._matrix(block + "ffn_down.weight", width, wide)
+
+    def _recurrent_layer(self, block: str) -> None:
+        width, inner = self._plan.embedding, 2 * self._plan.embedding
+        self._ones(block + "attn_norm.weight", width)
+        self._matrix(block + "ssm_in.weight", 2 * inner, width)
+        self._matrix(block + "ssm_conv1d.weight", inner, _TAPS, quantization="F32")
+        self._ones(block + "ssm_conv1d.bias", inner)
+        self._matrix(block + "ssm_x.weight", _TIME_STEPS + 2 * _STATE, inner)
+        self._matrix(block + "ssm_dt.weight", inner, _TIME_STEPS)
+        self._ones(block + "ssm_dt.bias", inner)
+        self._writer.add_tensor(block + "ssm_a", -np.ones((inner, _STATE), np.float32))
+        self._ones(block + "ssm_d", inner)
+        self._matrix(block + "ssm_out.weight", width, inner)
 
     def _ones(self, name: str, width: int) -> None:
         self._writer.add_tensor(name, np.ones(width, np.float32))
