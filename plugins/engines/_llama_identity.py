@@ -20,10 +20,10 @@ _digests: dict[tuple[str, int, int], str] = {}
 _digests_lock = threading.Lock()
 
 
-def engine_version(build_info: str, package_version: str) -> str:
-    """The build by its own word, or the package's version: the wheel's server has lost its build number."""
-    if package_version and (not build_info or build_info.startswith("b0-")):
-        return f"xllamacpp {package_version}"
+def engine_version(build_info: str, otherwise: str) -> str:
+    """The build by its own word, or what it was started from: the wheel's server has lost its build number."""
+    if otherwise and (not build_info or build_info.startswith("b0-")):
+        return otherwise
     return build_info or "unknown"
 
 

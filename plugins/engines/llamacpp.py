@@ -20,6 +20,7 @@ from .. import (
     GenerateJob,
     InvalidParamsError,
     LauncherFactory,
+    ProvisionedEngine,
     UnavailableError,
     hookimpl,
 )
@@ -106,7 +107,7 @@ class LlamaCpp:
 
     Args:
         config: ``url``; optional ``model_path`` (its model file on this machine), ``launched`` (it is the
-            package's server, started by :func:`~._llama_launch.plan`), ``device``, ``api_key_env`` (name
+            server started by :func:`~._llama_launch.plan`), ``provisioned`` (from what), ``device``, ``api_key_env`` (name
             of the environment variable that holds the server's key, so that no configuration does).
 
     Raises:
@@ -121,7 +122,7 @@ class LlamaCpp:
         except ValueError as error:
             raise ConfigError(str(error), field="url", got=config.get("url")) from error
         self._model_path = str(config.get("model_path", ""))
-        self._package_version = package_version() if config.get("launched") else ""
+        self._version, self._flags = _build(config)
         self._device = str(config.get("device", "") or "cpu")
         self._slots = SlotWatch(self._look)
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
@@ -158,7 +159,7 @@ class LlamaCpp:
         path = self._model_path or props.model_path
         host = self._http.host
         return EngineProperties(
-            engine_version=engine_version(props.build_info, self._package_version),
+            engine_version=engine_version(props.build_info, self._version),
             model_name=name,
             model_digest=await asyncio.to_thread(model_digest, path, host, name, meta),
             tokenizer_digest=await asyncio.to_thread(tokenizer_digest, path, host, props, meta),
@@ -167,7 +168,7 @@ class LlamaCpp:
             eos_token=props.eos_token,
             slots=len(slots) or props.total_slots,
             ctx=ctx,
-            flags=f"ctx={ctx} parallel={len(slots)} ftype={props.model_ftype or meta.ftype}",
+            flags=f"ctx={ctx} parallel={len(slots)} ftype={props.model_ftype or meta.ftype}{self._flags}",
             strict_capable=True,
             device=self._device,
         )
@@ -432,6 +433,18 @@ class Attempt:
     def _leave(self) -> None:
         self._sink = None
         self._engine.live.discard(self)
+
+
+def _build(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What a server that was started here is called when it does not say, and how it was built, as words behind flags."""
+    if not config.get("launched"):
+        return "", ""
+    built = config.get("provisioned")
+    if not isinstance(built, ProvisionedEngine) or not (built.argv or built.container):
+        version = package_version()
+        return (f"xllamacpp {version}" if version else ""), ""
+    flags = "".join(f" {flag}" for flag in built.flags)
+    return f"llama-server {built.digest[:19]}", f" build={built.build}{flags}"
 
 
 def _authorization(config: Mapping[str, Any]) -> dict[str, str]:

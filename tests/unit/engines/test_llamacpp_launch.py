@@ -143,9 +143,9 @@ def test_of_several_lines_the_one_that_says_why_wins(log, cause):
 
 
 def test_the_version_is_the_builds_own_or_the_packages():
-    assert engine_version("b4711-abc", "1.2") == "b4711-abc"
-    assert engine_version("b0-unknown", "1.2") == "xllamacpp 1.2"
-    assert engine_version("", "1.2") == "xllamacpp 1.2"
+    assert engine_version("b4711-abc", "xllamacpp 1.2") == "b4711-abc"
+    assert engine_version("b0-unknown", "xllamacpp 1.2") == "xllamacpp 1.2"
+    assert engine_version("", "xllamacpp 1.2") == "xllamacpp 1.2"
     assert engine_version("b0-unknown", "") == "b0-unknown"
     assert engine_version("", "") == "unknown"
 
