@@ -115,6 +115,7 @@ class _Desk:
         self.loads: set[str] = set()
 
     def plan(self) -> SwapPlan:
+        self._correct()
         self._expire()
         for need in self._needs():
             self._serve(need)
@@ -125,6 +126,20 @@ class _Desk:
         return SwapPlan(actions=tuple(self.actions), next_look_ns=min(later, default=0), waits=self.waits)
 
     # --- pools that leave by themselves --------------------------------------------------------------------------
+
+    def _correct(self) -> None:
+        """A pool that failed and is now known to need more than its place was planned with is placed anew."""
+        for pool in self.pools:
+            planned = max(pool.reserved_bytes.values(), default=0)
+            if pool.phase == "failed" and len(pool.reserved_bytes) == 1 and pool.need_bytes > planned:
+                self._leave(pool)
+                self.actions.append(
+                    Unload(
+                        pool_id=pool.pool_id,
+                        cause="swap",
+                        reason=f"it needs {gib(pool.need_bytes)}, not {gib(planned)} as was planned",
+                    )
+                )
 
     def _expire(self) -> None:
         """Idle pools whose keep-alive has passed go."""
@@ -173,8 +188,8 @@ class _Desk:
     def _may_load(self, pool: PoolMemory) -> bool:
         if pool.phase == "unloaded":
             return True
-        if pool.phase != "failed" or not pool.retry_at_ns:
-            return False
+        if pool.phase != "failed" or not pool.retry_at_ns or pool.reserved_bytes:
+            return False  # one that holds its place is tried again by its host
         if pool.retry_at_ns > self.now:
             self.looks.append(pool.retry_at_ns)
             return False
@@ -442,7 +457,9 @@ class _Desk:
         devices = sorted({key for place in places for key in place.keys})
         pinned = [p.pool_id for p in self._loaded_on(set(devices)) if p.pinned]
         said = "; ".join(self.ledger.said(key) for key in devices)
-        return f"needs {gib(places[0].pool.need_bytes)}; {said}" + (f"; pinned: {', '.join(pinned)}" if pinned else "")
+        return f"it needs {gib(places[0].pool.need_bytes)}; {said}" + (
+            f"; pinned: {', '.join(pinned)}" if pinned else ""
+        )
 
     # --- what nobody waits for -------------------------------------------------------------------------------------
 

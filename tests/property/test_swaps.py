@@ -50,7 +50,7 @@ def snapshots(draw: st.DrawFn) -> SwapSnapshot:
         phase = draw(st.sampled_from(["unloaded", "unloaded", "ready", "loading", "draining", "unloading", "failed"]))
         on: tuple[str, ...] = ()
         reserved: dict[str, int] = {}
-        if phase not in ("unloaded", "failed"):
+        if phase != "unloaded" and not (phase == "failed" and draw(st.booleans())):
             fits = [d for d in mask if min(left[d], truth[d]) >= need]
             if not fits:
                 phase = "unloaded"
@@ -113,7 +113,7 @@ def snapshots(draw: st.DrawFn) -> SwapSnapshot:
     )
 
 
-@search(400)
+@search(250)
 @given(snapshots())
 def test_what_a_plan_loads_fits_beside_everything_that_still_holds_memory(snapshot: SwapSnapshot) -> None:
     plan = plan_swaps(snapshot)
@@ -127,7 +127,7 @@ def test_what_a_plan_loads_fits_beside_everything_that_still_holds_memory(snapsh
             assert loaded <= device.free_bytes
 
 
-@search(400)
+@search(250)
 @given(snapshots())
 def test_each_action_is_one_that_its_pool_allows(snapshot: SwapSnapshot) -> None:
     pools = {p.pool_id: p for p in snapshot.pools}
@@ -139,6 +139,7 @@ def test_each_action_is_one_that_its_pool_allows(snapshot: SwapSnapshot) -> None
         match action:
             case Load():
                 assert pool.phase == "unloaded" or (pool.phase == "failed" and 0 < pool.retry_at_ns <= snapshot.now_ns)
+                assert not pool.reserved_bytes, "its host tries again by itself"
                 assert set(action.devices) <= set(pool.devices)
                 assert set(action.devices) == set(action.predicted_bytes)
             case Drain():
@@ -155,7 +156,7 @@ def test_each_action_is_one_that_its_pool_allows(snapshot: SwapSnapshot) -> None
                 assert pool.drain_cause == "swap"
 
 
-@search(400)
+@search(250)
 @given(snapshots())
 def test_a_model_that_fits_one_of_its_devices_is_never_on_two(snapshot: SwapSnapshot) -> None:
     sizes = {d.device: d.total_bytes - d.reserve_bytes for d in snapshot.devices}
@@ -167,7 +168,7 @@ def test_a_model_that_fits_one_of_its_devices_is_never_on_two(snapshot: SwapSnap
             assert pool.split_bytes
 
 
-@search(300)
+@search(200)
 @given(snapshots(), st.randoms(use_true_random=False))
 def test_the_same_snapshot_gives_the_same_plan_in_whatever_order_it_is_told(snapshot: SwapSnapshot, random) -> None:
     plan = plan_swaps(snapshot)
@@ -180,7 +181,7 @@ def test_the_same_snapshot_gives_the_same_plan_in_whatever_order_it_is_told(snap
     assert plan_swaps(msgspec.structs.replace(snapshot, **shuffled)) == plan
 
 
-@search(300)
+@search(200)
 @given(snapshots())
 def test_a_queue_is_not_broken_off_for_a_group_that_can_wait(snapshot: SwapSnapshot) -> None:
     """Only a group that is about to be passed over too long takes the place of a model with a queue."""
@@ -349,7 +350,7 @@ def lives(draw: st.DrawFn) -> tuple[Life, list[tuple[int, int, int]]]:
     return Life(devices, pools, SwapLimits()), arrivals
 
 
-@search(25)
+@search(15)
 @given(lives())
 def test_everybody_is_served_within_the_bound_and_memory_is_never_over_committed(
     life_and_arrivals: tuple[Life, list[tuple[int, int, int]]],
@@ -369,7 +370,7 @@ def test_everybody_is_served_within_the_bound_and_memory_is_never_over_committed
     assert life.longest_ms <= life.limits.bound_ms + 15_000 + 8_000
 
 
-@search(15)
+@search(8)
 @given(st.integers(2, 5), st.integers(2, 8), st.integers(1, 3))
 def test_models_that_are_always_asked_for_take_turns(models: int, load_s: int, slots: int) -> None:
     """Each has a queue that never ends, and only one has room at a time: nobody waits longer than the bound."""
