@@ -91,7 +91,7 @@ def test_a_task_goes_through_all_commands(home):
     assert "text" not in home.call("tasks").out
     assert task in home.call("tasks", "--state", "completed").out
     assert home.json("tasks", "--limit", "1")["tasks"][0]["task_id"] == task
-    assert home.call("explain", task).out.startswith("Placed on mock: ")
+    assert home.call("explain", task).out.startswith("Attempt 1 went to pool mock: ")
     assert home.json("explain", task)["decisions"][0]["selected_pool_id"] == "mock"
     assert home.call("cancel", task).status == exits.OK
     assert home.json("tasks", task)["state"] == "completed"
@@ -111,7 +111,7 @@ def test_what_waits_is_in_the_queue_and_cancel_takes_it_out(home):
     assert [entry["task_id"] for group in groups for entry in group["entries"]] == [waiting]
     assert waiting in home.call("queue").out
     assert home.json("tasks", waiting)["state"] == "queued"
-    assert "Waits for mock: all 2 slots are taken." in home.call("explain", waiting).out
+    assert "Waits for pool mock: all 2 slots are taken." in home.call("explain", waiting).out
     assert home.call("cancel", waiting).status == exits.OK
     assert home.json("tasks", waiting)["state"] == "cancelled"
     for task in running:
