@@ -26,8 +26,8 @@ def llama_orch_engine() -> tuple[str, EngineFactory]:  # type: ignore[empty-body
 def llama_orch_launcher() -> tuple[str, LauncherFactory]:  # type: ignore[empty-body]
     """Called at start. Answers an engine's name and a function that plans how its process is started.
 
-    The function gets the pool's settings (``model_path``, ``port``, ``slots``, ``ctx``, …) and returns a
-    :class:`~llama_orch.plugins.LaunchPlan`; it starts nothing itself.
+    The function gets the pool's settings (``model_path``, ``port``, ``slots``, ``ctx``, ``devices``, ``provisioned``, …)
+    and returns a :class:`~llama_orch.plugins.LaunchPlan`; it starts nothing itself.
     """
 
 

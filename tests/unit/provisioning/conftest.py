@@ -42,7 +42,7 @@ class FileServer:
             def do_GET(self):
                 outer.answer(self)
 
-            def log_message(self, *_):
+            def log_message(self, format, *args):
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
