@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .connect import loaded_from
-from .exits import CliError
+from .exits import CliError, UsageError
 from .shell import Shell
 
 if TYPE_CHECKING:
@@ -27,12 +27,22 @@ class ModelPlace:
     cache: Cache
 
     def source(self, text: str) -> str:
-        """Where a model comes from: names of the configuration, and the bundled one, are resolved."""
+        """Where a model comes from: names of the configuration, and the bundled one, are resolved.
+
+        :raises UsageError: it is no reference to a model.
+        """
+        from ..pools.models.errors import StagingError
+        from ..pools.models.references import parse
+
         source = self.loaded.settings.models.get(text, text)
         if source == "haiku":
             from ..haiku import model_path
 
             return f"file:{model_path()}"
+        try:
+            parse(source)
+        except StagingError as error:
+            raise UsageError(error.message, remedy=error.what_to_do) from error
         return source
 
     def find(self, text: str) -> Record | None:
@@ -40,12 +50,11 @@ class ModelPlace:
 
         :raises CliError: several are meant.
         """
-        from ..pools.models.errors import StagingError
         from ..pools.models.references import default_name, parse
 
         try:
             record = self.cache.record(parse(self.source(text)).id)
-        except StagingError:
+        except UsageError:
             record = None
         if record is not None:
             return record

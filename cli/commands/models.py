@@ -42,6 +42,7 @@ def pull(options: argparse.Namespace, shell: Shell) -> int:
 
     Example: llama-orch models pull hf:org/repo:Q4_K_M
     """
+    from ...pools.models.sources import source_of
     from ...pools.models.staging import stage
 
     if options.digest and len(options.model) > 1:
@@ -58,6 +59,7 @@ def pull(options: argparse.Namespace, shell: Shell) -> int:
                 strict=options.strict or manager.strict_verification,
                 offline=options.offline or manager.forbid_downloads,
                 progress=progress,
+                source=lambda reference: source_of(reference, shell.environ),
             )
         if options.pin:
             place.cache.pin(staged.id, pinned=True)

@@ -47,7 +47,7 @@ def fit(options: argparse.Namespace, shell: Shell) -> int:
     if options.slots < 1 or options.ctx < 0:
         raise CliError("--slots begins at 1, --ctx at 0", status=exits.USAGE, code="USAGE")
     place = place_of(options, shell)
-    shape, hf = _shape(place, options.model)
+    shape, hf = _shape(place, options.model, shell)
     devices = _devices(options.gpu, place.loaded.settings.swap.gpu_reserve_mib * 2**20)
     found = fits(shape, devices, slots=options.slots, ctx=options.ctx, hf=hf)
     best = _best(found)
@@ -58,7 +58,7 @@ def fit(options: argparse.Namespace, shell: Shell) -> int:
     return exits.OK if any(one.ctx_empty for one in found) else exits.FAILED
 
 
-def _shape(place: ModelPlace, text: str) -> tuple[ModelShape, bool]:
+def _shape(place: ModelPlace, text: str, shell: Shell) -> tuple[ModelShape, bool]:
     """The model's shape, and whether it is for vLLM. Of one that is not here the head is fetched."""
     from ...pools.models.errors import BrokenOffError, StagingError
     from ...pools.models.fitting import remote_shape, shape_of
@@ -80,7 +80,7 @@ def _shape(place: ModelPlace, text: str) -> tuple[ModelShape, bool]:
         return shape_of(path, hf=path.is_dir()), path.is_dir()
     if place.loaded.settings.manager.forbid_downloads:
         raise StagingError("offline", f"{source} is not here, and nothing may be fetched")
-    remote = source_of(parse(source))
+    remote = source_of(parse(source), shell.environ)
     try:
         return remote_shape(remote, remote.listing().files), False
     except BrokenOffError as error:

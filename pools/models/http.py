@@ -190,14 +190,15 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _followed(url: str, location: str) -> str:
+    nowhere = StagingError("unreachable", f"{public(url)} redirects to nowhere")
     try:
         following = urljoin(url, location)
         parts = urlsplit(following)
         scheme, host, _ = _origin(following)
-    except ValueError:
-        location, scheme, host = "", "", ""
+    except ValueError as error:
+        raise nowhere from error
     if not location or scheme not in {"https", "http"} or not host:
-        raise StagingError("unreachable", f"{public(url)} redirects to nowhere")
+        raise nowhere
     if scheme == "http" and not (is_loopback(host) and urlsplit(url).scheme == "http"):
         raise StagingError("unreachable", f"{public(url)} redirects to {public(following)}, without TLS")
     return parts._replace(fragment="").geturl()

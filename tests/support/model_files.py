@@ -6,12 +6,13 @@ import hashlib
 import json
 import random
 import struct
+from collections.abc import Mapping
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def gguf(
-    seed: int = 1, *, elements: int = 4096, extra: dict[str, object] | None = None, architecture: str = "llama"
+    seed: int = 1, *, elements: int = 4096, extra: Mapping[str, object] | None = None, architecture: str = "llama"
 ) -> bytes:
     """A GGUF file with one F32 tensor whose bytes come from ``seed``."""
     values: dict[str, object] = {

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llama_orch.pools.models.cache import PARTIAL_AGE_MS, Cache
 from llama_orch.pools.models.errors import StagingError
 from llama_orch.pools.models.eviction import Candidate, choose, freed_by
+from llama_orch.pools.models.locks import Lock, Locks
 from llama_orch.pools.models.staging import stage
 from llama_orch.pools.models.transfer import BrokenOffError, Listing, RemoteFile
 
@@ -88,8 +89,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.present: dict[str, int] = {}
         self.ids: dict[str, str] = {}
         self.pinned: set[str] = set()
-        self.held: list[tuple[str, int, object]] = []
-        self.staging: dict[str, object] = {}
+        self.held: list[tuple[str, int, Locks]] = []
+        self.staging: dict[str, Lock] = {}
 
     def teardown(self):
         for _, _, locks in self.held:

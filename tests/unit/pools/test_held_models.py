@@ -86,8 +86,10 @@ def test_what_is_staged_for_a_pool_is_held_and_told_once(tmp_path):
     assert [(fact.ref, fact.architecture, fact.verification) for fact in staged] == [
         (f"file:{model}", "llama", "unverified")
     ]
+    assert first.held is not None
     first.held.release()
     assert not cache.in_use(record.id)
     second = prepare()
     assert not [fact for fact in second.facts if isinstance(fact, ModelStaged)]
+    assert second.held is not None
     second.held.release()
