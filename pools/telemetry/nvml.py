@@ -180,6 +180,7 @@ class Nvml:
 
     def _gpus(self) -> list[GpuReading]:
         found: list[GpuReading] = []
+        failed: list[tuple[int, str, str]] = []
         for index in range(self._call("nvmlDeviceGetCount")):
             try:
                 found += self._one(index)
@@ -187,9 +188,15 @@ class Nvml:
                 if error.code in _OF_ALL and error.code != NO_PERMISSION:
                     raise
                 cause = _OF_ONE.get(error.code, "no-permission" if error.code == NO_PERMISSION else "nvml-error")
-                known = self._known.get(self._at.get(index, "")) or GpuReading(uuid=f"unknown-{index}", index=index)
-                found.append(_lost(known, cause, str(error)))
+                failed.append((index, cause, str(error)))
         listed = {gpu.uuid for gpu in found}
+        for index, cause, said in failed:
+            # Which one it is can only be told from where it stood before; another may stand there since.
+            known = self._known.get(self._at.get(index, ""))
+            if known is None or known.uuid in listed:
+                known = GpuReading(uuid=f"unknown-{index}", index=index)
+            listed.add(known.uuid)
+            found.append(_lost(known, cause, said))
         for gpu in found:
             if gpu.trouble in _LASTING:
                 self._known[gpu.uuid] = gpu
@@ -198,7 +205,8 @@ class Nvml:
         # An instance that is not there any more was taken away on purpose.
         self._known = {u: gpu for u, gpu in self._known.items() if u in listed or not gpu.parent_uuid}
         missing = [gpu for uuid, gpu in self._known.items() if uuid not in listed]
-        return found + [_lost(gpu, "gpu-lost", "the driver does not list it any more") for gpu in missing]
+        found += [_lost(gpu, "gpu-lost", "the driver does not list it any more") for gpu in missing]
+        return sorted(found, key=lambda gpu: gpu.index)
 
     def _one(self, index: int) -> list[GpuReading]:
         """The GPU at an index, and its MIG instances."""
