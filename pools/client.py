@@ -25,7 +25,7 @@ from ..core.registry import decode_payload
 from ..core.settings import HostSettings, Settings
 from .connection import Lines, SocketPlace
 from .desired import DesiredPool
-from .link import Commander, Link
+from .link import GRACE_S, Commander, Link
 from .protocol import MAX_LINE, Desired, Fact, GpuSample, Progress, Welcome
 from .starting import Starter
 from .tunnel import Forwarder, client_context, read_key
@@ -68,6 +68,7 @@ class PoolClients:
         launchers: engines that are started as processes, by name.
         starter: of the local pool-managerd; ``None`` = somebody else starts it.
         linger_ms: how long it lives without a server.
+        grace_s: how long pools stay as they are while a host does not answer.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PoolClients:
         starter: Starter | None,
         linger_ms: int,
         version: str,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._journal = journal
         self._settings = settings
@@ -101,9 +103,11 @@ class PoolClients:
         self._incarnations: dict[str, str] = {}
         self._owner = ""
         self._stopping = False
-        self._links = {LOCAL: Link(LOCAL, _local_dialer(data_dir / "pools"), self, starter=starter)}
+        self._links = {LOCAL: Link(LOCAL, _local_dialer(data_dir / "pools"), self, starter=starter, grace_s=grace_s)}
         for host in settings.hosts:
-            self._links[host.id] = Link(host.id, _remote_dialer(host), self, key=read_key(Path(host.key_file)))
+            self._links[host.id] = Link(
+                host.id, _remote_dialer(host), self, key=read_key(Path(host.key_file)), grace_s=grace_s
+            )
 
     # --- the engines, for the services
 
