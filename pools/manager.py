@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -27,6 +28,8 @@ from .outfitting import Outfitter, is_launched
 from .pool import Pool, order_digest
 from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer
 from .process import reap_marked
+from .provisioning.catalog import EngineCatalog
+from .provisioning.container import end_strays
 from .timing import Timing
 from .worker import Worker, WorkerEvents
 
@@ -66,6 +69,7 @@ class PoolManager:
         oom: OomKills | None = None,
     ) -> None:
         self._sink = sink
+        self._data_dir = data_dir
         self._directory = data_dir / "engines"
         self._owner = owner_of(data_dir)
         self._engines = engines
@@ -96,6 +100,7 @@ class PoolManager:
         if not self._taken_over:
             self._taken_over = True
             self._reap_strangers(wanted)
+            self._executor.submit(self._end_stray_containers)
         for pool_id in [name for name in self.pools if name not in wanted]:
             self._leave(self.pools.pop(pool_id))
         self._refused = {}
@@ -235,6 +240,17 @@ class PoolManager:
         task = asyncio.get_running_loop().create_task(pool.stop())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+    def _end_stray_containers(self) -> None:
+        """As below, of containers, which bear no mark that can be seen from here. Blocks."""
+        end_strays(
+            EngineCatalog(self._data_dir / "engine-catalog"), self._owner, self._containers, environment=os.environ
+        )
+
+    def _containers(self) -> list[str]:
+        """Names of the containers that stand in a record."""
+        found = [identities.read(path) for path in self._directory.glob("*.json")]
+        return [known.stop_argv[-1] for known in found if known is not None and known.stop_argv]
 
     def _reap_strangers(self, wanted: Mapping[str, DesiredPool]) -> None:
         """End engines of this data directory that no pool of these has, or that stand in no record."""

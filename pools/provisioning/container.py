@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
 from ...core.ports import ContainerSpec
-from ...plugins.containers import GENERATION_LABEL, OWNER_LABEL, POOL_LABEL
+from ...plugins.containers import OWNER_LABEL
 from .building import Workshop
+from .catalog import EngineCatalog
 from .problems import Progress, ProvisionError, Stop
 
 _IMAGE: Final = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]{0,250}(@sha256:[0-9a-f]{64})?")
@@ -104,36 +105,32 @@ def prepare(
     return _pinned(kind, runtime, image, told)
 
 
-def reap(
-    spec: ContainerSpec, owner: str, pool_id: str = "", *, spare: int | None = None, environment: Mapping[str, str]
+def end_strays(
+    catalog: EngineCatalog, owner: str, kept: Callable[[], Collection[str]], *, environment: Mapping[str, str]
 ) -> list[str]:
-    """End containers that an earlier run left; names of those that were ended.
+    """End containers of this owner that nobody looks after: an earlier run was killed before it wrote them down.
 
     Args:
-        spec: what runs them; any image.
+        catalog: without a container in it nothing is asked.
         owner: see :func:`~llama_orch.pools.identity.owner_of`.
-        pool_id: of one pool alone; "" = of all.
-        spare: generation of the pool that shall live.
+        kept: names of those that are looked after; asked once it is known which there are.
         environment: of this program.
+
+    Returns:
+        Names of those that were ended.
     """
-    label = f"label={OWNER_LABEL}={owner}"
-    argv = [
-        spec.runtime,
-        "ps",
-        "--all",
-        "--filter",
-        label,
-        "--format",
-        f"{{{{.Names}}}}\t{_told(POOL_LABEL)}\t{_told(GENERATION_LABEL)}",
-    ]
     ended = []
-    for line in _quick(argv, environment).splitlines():
-        name, _, rest = line.partition("\t")
-        pool, _, generation = rest.partition("\t")
-        if (pool_id and pool != pool_id) or (spare is not None and generation == str(spare)):
-            continue
-        _quick([spec.runtime, "rm", "--force", name], environment)
-        ended.append(name)
+    for kind in sorted({record.runtime for record in catalog.records() if record.mode == "container"}):
+        try:
+            _, runtime = runtime_of(kind, environment)
+            label = f"label={OWNER_LABEL}={owner}"
+            there = _quick([runtime, "ps", "--all", "--filter", label, "--format", "{{.Names}}"], environment).split()
+            looked_after = set(kept()) if there else set()
+            for name in sorted(set(there) - looked_after):
+                _quick([runtime, "rm", "--force", name], environment)
+                ended.append(name)
+        except ProvisionError:
+            continue  # nothing runs in it, then
     return ended
 
 
@@ -147,10 +144,6 @@ _CLIENT: Final = (
     "DOCKER_CONFIG",
     "CONTAINER_HOST",
 )
-
-
-def _told(label: str) -> str:
-    return f'{{{{.Label "{label}"}}}}'
 
 
 def _pinned(kind: Literal["podman", "docker"], runtime: str, image: str, told: Mapping[str, Any]) -> Image:

@@ -49,6 +49,9 @@ elif words[0] == "run":
     known = ("--metrics", "--slots", "--no-webui", "--no-context-shift")
     told = ["127.0.0.1" if word == "0.0.0.0" else word for word in told if word not in known]
     os.execv(sys.executable, [sys.executable, "-m", "llama_orch.pools.llamacpp_server", *told])
+elif words[0] == "ps":
+    stray = place / "stray"
+    print(stray.read_text() if stray.exists() else "")
 elif words[0] != "rm":
     sys.exit(9)
 """
@@ -59,7 +62,7 @@ def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "m.gguf")
 
 
-async def ready(tmp_path, settings):
+async def ready(tmp_path, settings, *, installs=True):
     """Bring the pool up and down; what it told of itself, what was told besides, and who lived meanwhile."""
     plugins = PluginManager(entry_points=False)
     launchers, heard = plugins.launchers(), Heard()
@@ -73,7 +76,7 @@ async def ready(tmp_path, settings):
         timing=TIMING,
     )
     await manager.apply(desired(settings))
-    installed = await heard.next("", "EngineInstalled")
+    installed = await heard.next("", "EngineInstalled") if installs else {}
     told = await heard.next("p", "ready")
     living = pids(tmp_path / "data")
     await manager.stop(kill_engines=True)
@@ -112,4 +115,9 @@ def test_a_pool_runs_its_container_and_ends_it_by_name(model, tmp_path, monkeypa
     name = run[run.index("--name") + 1]
     assert name.endswith("-p-1")
     assert ["rm", "--force", name] == calls[-1]
+    # What a killed run left behind, and nobody wrote down, is ended by the next one.
+    (folder / "stray").write_text("llama-orch-stray-p-1")
+    asyncio.run(ready(tmp_path, settings, installs=False))
+    calls = [json.loads(line) for line in Path(folder / "calls").read_text().splitlines()]
+    assert ["rm", "--force", "llama-orch-stray-p-1"] in calls
     assert not pids(tmp_path / "data")

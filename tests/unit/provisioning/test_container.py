@@ -8,7 +8,7 @@ import pytest
 from llama_orch.core.ports import ContainerSpec
 from llama_orch.core.settings import ProvisioningSettings
 from llama_orch.pools.provisioning import ProvisionError, provision
-from llama_orch.pools.provisioning.container import reap, runtime_of
+from llama_orch.pools.provisioning.container import end_strays, runtime_of
 
 DIGEST = "sha256:" + "ab" * 32
 NAME = "example.test/ggml/llama.cpp:server-cuda"
@@ -172,13 +172,21 @@ def test_an_image_for_processors_is_refused_for_a_gpu(runtime, catalog):
     assert caught.value.cause == "cpu-build"
 
 
-def test_containers_that_an_earlier_run_left_are_ended_but_for_the_one_that_shall_live(runtime):
-    runtime.add("docker").say(running=["llama-orch-o-a-1\ta\t1", "llama-orch-o-a-2\ta\t2", "llama-orch-o-b-1\tb\t1"])
-    spec = ContainerSpec(kind="docker", runtime=str(runtime.folder / "docker"), image="x")
-    assert reap(spec, "o", "a", spare=2, environment=runtime.environment) == ["llama-orch-o-a-1"]
-    listing, removal = runtime.calls
+def test_containers_that_nobody_looks_after_are_ended_and_no_others(runtime, catalog):
+    runtime.add("docker").say(images={"mine:1": image()}, running=["llama-orch-o-a-1", "llama-orch-o-a-2"])
+    asked = []
+
+    def kept():
+        asked.append(runtime.calls[-1][0])
+        return ["llama-orch-o-a-2", "llama-orch-o-b-1"]
+
+    assert end_strays(catalog, "o", kept, environment=runtime.environment) == []
+    assert runtime.calls == [], "without a container in the catalog nothing is asked"
+    prepared(runtime, catalog, "mine:1")
+    assert end_strays(catalog, "o", kept, environment=runtime.environment) == ["llama-orch-o-a-1"]
+    listing, removal = runtime.calls[-2:]
     assert listing[:4] == ["ps", "--all", "--filter", "label=llama-orch.owner=o"]
     assert removal == ["rm", "--force", "llama-orch-o-a-1"]
-    assert reap(spec, "o", environment=runtime.environment) == [
-        *("llama-orch-o-a-1", "llama-orch-o-a-2", "llama-orch-o-b-1"),
-    ]
+    assert asked == ["ps"], "what is looked after is asked once it is known what there is"
+    (runtime.folder / "docker").unlink()
+    assert end_strays(catalog, "o", kept, environment=runtime.environment) == []
