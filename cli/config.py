@@ -296,7 +296,9 @@ def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def is_reference(model: str) -> bool:
     """Whether a model is to be fetched: ``hf:``, ``https:``, ``s3:`` and other schemes."""
-    return re.match(r"[a-z][a-z0-9+.-]+:", model) is not None and not model.startswith("file:")
+    from ..pools.models.references import is_remote
+
+    return is_remote(model)
 
 
 def is_source(model: str) -> bool:
@@ -306,10 +308,13 @@ def is_source(model: str) -> bool:
 
 def source_name(model: str) -> str:
     """The name of a file's or reference's model, where the configuration gives it none."""
-    if not is_reference(model):
-        return Path(model).stem
-    last = model.partition("?")[0].rstrip("/").rpartition("/")[2].partition("@")[0]
-    return last.removesuffix(".gguf") or model
+    from ..pools.models.errors import StagingError
+    from ..pools.models.references import default_name
+
+    try:
+        return default_name(model) or model
+    except StagingError:  # it is refused by name when the configuration is checked
+        return model
 
 
 def is_path(model: str) -> bool:

@@ -136,6 +136,7 @@ def _pool_faults(
         return
     yield from _provisioning_faults(pool)
     if is_reference(model):
+        yield from _reference_faults(model)
         return
     if (pool.engine in launchers and model != "haiku") or is_path(model):
         path = Path(model)
@@ -143,6 +144,16 @@ def _pool_faults(
             yield "model", model, f"there is no file {model}; name a GGUF file, or haiku for the bundled model"
         elif not path.is_file():
             yield "model", model, f"{model} is no file; name the GGUF file in it"
+
+
+def _reference_faults(model: str) -> Iterator[tuple[str, object, str]]:
+    from ..pools.models.errors import StagingError
+    from ..pools.models.references import parse, public_or_scheme
+
+    try:
+        parse(model)
+    except StagingError as error:
+        yield "model", public_or_scheme(model), error.message
 
 
 def _provisioning_faults(pool: PoolSettings) -> Iterator[tuple[str, object, str]]:

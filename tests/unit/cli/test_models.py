@@ -211,6 +211,20 @@ def test_scan_finds_what_is_in_the_home(call, tmp_path):
     assert call("models", "scan", str(tmp_path / "none")).status == exits.USAGE
 
 
+def test_references_of_the_configuration_are_checked_and_names_with_a_colon_are_names(call, tmp_path):
+    config = tmp_path / "config.yaml"
+    external = (
+        "{id: o, engine: llamacpp, model: 'llama3:8b', provisioning: {mode: external, url: 'http://127.0.0.1:1'}}"
+    )
+    config.write_text(f"models: {{big: 'hf:org/repo:Q4_K_M', gpt: 'llama3:8b'}}\npools: [{external}]\n")
+    settings = json.loads(call("config", "check", str(config), "--json").out)["settings"]
+    assert [(pool["id"], pool["model"]) for pool in settings["pools"]] == [("o", "llama3:8b"), ("big", "big")]
+    config.write_text("pools: [{id: a, model: 'hf:org'}]\n")
+    done = call("config", "check", str(config))
+    assert done.status == exits.USAGE
+    assert "hf: is followed by org/repo" in done.err
+
+
 def test_help_loads_nothing_heavy():
     import subprocess
     import sys
