@@ -52,6 +52,7 @@ CAUSES: Final[dict[str, Cause]] = {
     "wrong-architecture": Cause("This engine does not know the model's architecture: use a newer engine.", True),
     "missing-library": Cause("Install the library that the message names, or install the engine again.", True),
     "missing-package": Cause("Install the engine: `llama-orch engines install llamacpp`.", True),
+    "missing-image": Cause("Pull the image: `llama-orch engines install llamacpp --image IMAGE`.", True),
     "cpu-build": Cause("Get the build for the GPU: `llama-orch engines install llamacpp --cuda`.", True),
     "bad-configuration": Cause("Correct what the message names; `llama-orch config check` checks all.", True),
     "cannot-start": Cause("Check that the data directory can be written and that the engine's program exists.", True),
