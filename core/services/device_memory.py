@@ -13,12 +13,17 @@ from ..settings import PoolSettings, Settings
 
 _MIB: Final = 1024 * 1024
 _UNKNOWN: Final = 2**62
+#: a GPU that shares the host's memory: a pool that names it gets it, nothing else does
+_SHARED: Final = "memory-unknown"
 #: stands in a mask for a GPU that is not there: nothing fits it
 NO_GPU: Final = "no-gpu"
 
 
 def devices_of(head: Head, settings: Settings) -> tuple[DeviceMemory, ...]:
-    """The devices of all hosts that said what they have, in order of their hosts and indices."""
+    """The devices of all hosts that said what they have, in order of their hosts and indices.
+
+    A GPU that is lost, divided or behind a driver that is gone is none; one whose sample is only old still is.
+    """
     out: list[DeviceMemory] = []
     swap = settings.swap
     for host, seen in sorted(head.gpus.by_host.items()):
@@ -29,19 +34,25 @@ def devices_of(head: Head, settings: Settings) -> tuple[DeviceMemory, ...]:
                 host=host,
                 total_bytes=total * _MIB,
                 free_bytes=seen.memory_available_mib * _MIB if seen.memory_total_mib else None,
+                stale=seen.trouble == "stale",
             )
         )
-        out += [
-            DeviceMemory(
-                device=gpu.uuid,
-                host=host,
-                total_bytes=gpu.total_mib * _MIB,
-                free_bytes=max(0, gpu.total_mib - gpu.used_mib - gpu.reserved_mib) * _MIB,
-                stale=bool(gpu.trouble or seen.trouble),
-                reserve_bytes=swap.gpu_reserve_mib * _MIB,
+        for gpu in _gpus(head, host):
+            if gpu.trouble and gpu.trouble != _SHARED:
+                continue
+            whole, free = gpu.total_mib, gpu.total_mib - gpu.used_mib - gpu.reserved_mib
+            if gpu.trouble == _SHARED:
+                whole, free = total, seen.memory_available_mib
+            out.append(
+                DeviceMemory(
+                    device=gpu.uuid,
+                    host=host,
+                    total_bytes=whole * _MIB,
+                    free_bytes=max(0, free) * _MIB,
+                    stale=bool(seen.trouble),
+                    reserve_bytes=swap.gpu_reserve_mib * _MIB,
+                )
             )
-            for gpu in _gpus(head, host)
-        ]
     for host in sorted({pool.declared.host for pool in head.pools.by_id.values()} - set(head.gpus.by_host)):
         # The host has not said yet what it has; it refuses by itself what its memory cannot hold.
         out.append(DeviceMemory(device=CPU, host=host, total_bytes=swap.host_memory_mib * _MIB or _UNKNOWN))
@@ -55,7 +66,7 @@ def mask_of(head: Head, pool: PoolState) -> tuple[str, ...]:
         return (CPU,)
     gpus = _gpus(head, pool.declared.host)
     if wanted == "auto":
-        return tuple(gpu.uuid for gpu in gpus) or (NO_GPU,)
+        return tuple(gpu.uuid for gpu in gpus if not gpu.trouble) or (NO_GPU,)
     mask = []
     for word in (part.strip() for part in wanted.split(",")):
         found = [gpu.uuid for gpu in gpus if word in (gpu.uuid, str(gpu.index), gpu.name)]

@@ -1,0 +1,77 @@
+"""What may be placed on: a GPU in trouble is no device, an old sample is an old sample (PLC-3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama_orch.core.events.gpu import GpuObserved, GpuRecord
+from llama_orch.core.events.pool import PoolDeclared
+from llama_orch.core.projections.head import Head
+from llama_orch.core.projections.pools import PoolState
+from llama_orch.core.scheduling.swap_types import DeviceMemory
+from llama_orch.core.services.device_memory import NO_GPU, devices_of, mask_of
+from llama_orch.core.settings import Settings, SwapSettings
+
+MIB = 1_048_576
+SETTINGS = Settings(swap=SwapSettings(gpu_reserve_mib=100))
+
+
+def head_of(*gpus: GpuRecord, **host: Any) -> Head:
+    head = Head()
+    head.gpus.by_host["local"] = GpuObserved(
+        host="local", gpus=list(gpus), memory_total_mib=64_000, memory_available_mib=32_000, **host
+    )
+    return head
+
+
+def card(number: int, **changes: Any) -> GpuRecord:
+    fields: dict[str, Any] = {"total_mib": 24_000, "used_mib": 1_000, "reserved_mib": 300} | changes
+    return GpuRecord(uuid=f"GPU-{number}", name=f"card {number}", index=number, **fields)
+
+
+def devices(head: Head) -> dict[str, DeviceMemory]:
+    return {device.device: device for device in devices_of(head, SETTINGS)}
+
+
+def pool_on(mask: str) -> PoolState:
+    return PoolState(declared=PoolDeclared(pool_id="p", engine="mock", model_ref="m", device_mask=mask))
+
+
+def test_what_is_free_is_what_nobody_uses_and_the_driver_does_not_keep() -> None:
+    found = devices(head_of(card(0), card(1, used_mib=30_000)))
+    assert list(found) == ["cpu", "GPU-0", "GPU-1"]
+    assert (found["cpu"].total_bytes, found["cpu"].free_bytes) == (64_000 * MIB, 32_000 * MIB)
+    assert (found["GPU-0"].free_bytes, found["GPU-0"].reserve_bytes) == ((24_000 - 1_300) * MIB, 100 * MIB)
+    assert found["GPU-1"].free_bytes == 0
+    assert not any(device.stale for device in found.values())
+
+
+@pytest.mark.parametrize("trouble", ["gpu-lost", "reset-required", "mig-enabled", "driver-gone", "nvml-error"])
+def test_a_card_in_trouble_is_no_device_and_in_nobodys_mask_by_itself(trouble: str) -> None:
+    head = head_of(card(0, trouble=trouble), card(1))
+    assert list(devices(head)) == ["cpu", "GPU-1"]
+    assert mask_of(head, pool_on("auto")) == ("GPU-1",)
+    assert mask_of(head, pool_on("GPU-0")) == ("GPU-0",), "it is what was asked for, and not there"
+    assert mask_of(head_of(card(0, trouble=trouble)), pool_on("auto")) == (NO_GPU,)
+
+
+@pytest.mark.parametrize("trouble, memory_is_old", [("stale", True), ("no-answer", False)])
+def test_a_sample_that_is_old_leaves_the_devices_and_says_so(trouble: str, memory_is_old: bool) -> None:
+    found = devices(head_of(card(0), trouble=trouble))
+    assert (found["GPU-0"].stale, found["cpu"].stale) == (True, memory_is_old)
+
+
+def test_a_card_that_shares_the_hosts_memory_is_for_who_names_it() -> None:
+    shared = GpuRecord(uuid="GPU-0", trouble="memory-unknown")
+    head = head_of(shared)
+    assert devices(head)["GPU-0"].free_bytes == 32_000 * MIB
+    assert mask_of(head, pool_on("auto")) == (NO_GPU,)
+    assert mask_of(head, pool_on("GPU-0")) == ("GPU-0",)
+
+
+def test_cards_are_named_by_uuid_index_or_name() -> None:
+    head = head_of(card(0), card(1))
+    assert mask_of(head, pool_on("1, card 0, GPU-9, nothing")) == ("GPU-1", "GPU-0", "GPU-9", NO_GPU)
+    assert mask_of(head, pool_on("cpu")) == ("cpu",)
