@@ -44,7 +44,10 @@ def main() -> int:
     head += ["weights", "KV", "compute", "overhead", "predicted", "observed", "error"]
     missed = 0
     for name in args.set or SETS:
-        measured = list(measure_all([case for case in SETS[name] if args.case in case.name]))
+        measured = []
+        for found in measure_all([case for case in SETS[name] if args.case in case.name]):
+            print(f"{found.case.name}: {found.error_permille / 10:+.1f} %", file=sys.stderr)
+            measured.append(found)
         if not measured:
             continue
         print(f"{name} (MiB)\n{table(head, [row(found) for found in measured])}")
