@@ -183,11 +183,11 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(directory: Path, *, network: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Program]:
+async def program(directory: Path, **options: Any) -> AsyncIterator[Program]:
     """A running program; it is ended behind the block."""
     directory.mkdir(parents=True, exist_ok=True)
     made = Program(directory, **options)
-    await made.start(**(network or {}))
+    await made.start()
     try:
         yield made
     finally:
