@@ -75,6 +75,7 @@ def install(options: argparse.Namespace, shell: Shell) -> int:
     from ...pools.provisioning.provision import install as make
     from ..detect import nvidia_device_files
     from ..engine_choice import choose
+    from ..following import Terminated, terminations
 
     loaded = loaded_from(options, shell)
     choice = choose(options, loaded.settings.pools, shell.environ, gpu_seen=nvidia_device_files())
@@ -92,9 +93,12 @@ def install(options: argparse.Namespace, shell: Shell) -> int:
         refresh=options.refresh,
     )
     try:
-        record = make(choice.settings, options.engine, preparing)
+        with terminations():
+            record = make(choice.settings, options.engine, preparing)
     except ProvisionError as error:
         raise _cli_error(error) from error
+    except Terminated:
+        return exits.TERMINATED
     finally:
         shell.clear_status()
     _tell(record, choice.settings, shell, fresh=bool(fresh))

@@ -7,6 +7,7 @@ devices, pipes, encrypted members; more than the bounds. What is written belongs
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -21,7 +22,7 @@ from typing import IO, Any, Final, cast
 
 import msgspec
 
-from .problems import ProvisionError, Stop, never
+from .problems import ProvisionError, Stop, disk_problem, never
 
 _PIECE: Final = 1024 * 1024
 #: a header inside an archive that is longer names something absurd
@@ -89,7 +90,10 @@ def unpack(archive: Path, into: Path, program: str, *, limits: Limits | None = N
     ) as error:
         raise ProvisionError("bad-archive", f"the archive is damaged, or none: {error}") from error
     except OSError as error:
-        raise ProvisionError("bad-archive", f"the archive cannot be unpacked: {error}") from error
+        # A name that this disk does not take is the archive's doing.
+        if error.errno in {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, None}:
+            raise ProvisionError("bad-archive", f"the archive cannot be unpacked: {error}") from error
+        raise disk_problem(error) from error
 
 
 def _plain(file: IO[bytes], head: bytes) -> IO[bytes]:

@@ -21,7 +21,6 @@ from typing import Final
 import msgspec
 
 from .building import end_builders
-from .problems import ProvisionError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 #: raised when what an install holds changes its meaning: older ones are then made anew
@@ -155,14 +154,8 @@ class EngineCatalog:
     # --- inside
 
     def _make(self) -> None:
-        try:
-            for folder in (self.directory, self.directory / "logs", self.directory / ".locks"):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"the engine catalog {self.directory} cannot be written: {error.strerror}"
-            raise ProvisionError(
-                "bad-configuration", msg, "Name another data directory, or free disk space."
-            ) from error
+        for folder in (self.directory, self.directory / "logs", self.directory / ".locks"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:

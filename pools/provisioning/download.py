@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from .problems import Progress, ProvisionError, Stop, never, silent
+from .problems import Progress, ProvisionError, Stop, disk_problem, never, silent
 
 #: no engine is larger
 MAX_BYTES: Final = 8 * 1024**3
@@ -92,8 +92,10 @@ def _copy(path: Path, part: Path, limit_bytes: int, stop: Stop) -> None:
     try:
         with path.open("rb") as source, _opened(part, fresh=True) as target:
             _pour(source, target, 0, limit_bytes, 0, silent, stop)
+    except FileNotFoundError as error:
+        raise ProvisionError("fetch-failed", f"there is no file {path}") from error
     except OSError as error:
-        raise ProvisionError("fetch-failed", f"{path} cannot be copied: {error.strerror}") from error
+        raise disk_problem(error) from error
 
 
 def _download(
@@ -130,7 +132,7 @@ def _download(
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             said = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
         except OSError as error:
-            raise ProvisionError("fetch-failed", f"{shown} cannot be fetched to {part}: {error}") from error
+            raise disk_problem(error) from error
     if stop():
         raise ProvisionError("cancelled", f"fetching {shown} was given up")
     raise ProvisionError("fetch-failed", f"{shown} cannot be fetched, tried {TRIES} times: {said}")

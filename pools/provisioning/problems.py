@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,11 @@ CAUSES: Final[dict[str, tuple[str, bool]]] = {
     "downloads-forbidden": (
         "Prepare it with `llama-orch engines install` where downloads are allowed, or set manager.forbid_downloads to false.",
         True,
+    ),
+    "disk-full": ("Free space on the disk of the data directory; it is tried again.", False),
+    "disk-failed": (
+        "Look at the disk and at who owns the data directory; the message holds what the system said.",
+        False,
     ),
     "cpu-build": ("Get the build for the GPU: llama-orch engines install llamacpp --cuda", True),
     "cancelled": ("Nothing was installed; ask for it again.", False),
@@ -50,6 +56,13 @@ class ProvisionError(Exception):
         self.what_to_do = what_to_do or advice
         #: trying again cannot help by itself
         self.permanent = permanent
+
+
+def disk_problem(error: OSError) -> ProvisionError:
+    """What the system says of the disk, as a cause."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    where = f"{error.filename}: " if error.filename else ""
+    return ProvisionError("disk-full" if full else "disk-failed", f"{where}{error.strerror or error}")
 
 
 def silent(_phase: str, _done: int, _total: int, _unit: str) -> None:

@@ -15,7 +15,7 @@ from ...core.ports import ContainerSpec, ProvisionedEngine
 from ...core.settings import ProvisioningSettings
 from . import archive, container, download, inspection, source
 from .catalog import EngineCatalog, EngineRecord, key_of, name_of
-from .problems import Progress, ProvisionError, Stop, never, silent
+from .problems import Progress, ProvisionError, Stop, disk_problem, never, silent
 
 #: engines that a Python package brings
 PACKAGES: Final[dict[str, str]] = {"llamacpp": "xllamacpp"}
@@ -97,15 +97,17 @@ def install(settings: ProvisioningSettings, engine: str, preparing: Preparing) -
     Raises:
         ProvisionError: it cannot be prepared; the catalog is as it was.
     """
-    match settings.mode:
-        case "binary":
-            return _binary(settings, engine, preparing)
-        case "source":
-            return _source(settings, engine, preparing)
-        case "container":
-            return _container(settings, engine, preparing)
-        case mode:
-            raise ProvisionError("bad-configuration", f"an engine of mode {mode!r} is not installed from here")
+    try:
+        match settings.mode:
+            case "binary":
+                return _binary(settings, engine, preparing)
+            case "source":
+                return _source(settings, engine, preparing)
+            case "container":
+                return _container(settings, engine, preparing)
+    except OSError as error:
+        raise disk_problem(error) from error
+    raise ProvisionError("bad-configuration", f"an engine of mode {settings.mode!r} is not installed from here")
 
 
 def provisioned(record: EngineRecord, environment: Mapping[str, str]) -> ProvisionedEngine:
@@ -245,6 +247,10 @@ def _source(settings: ProvisioningSettings, engine: str, preparing: Preparing) -
             if done is not None and done.digest == f"git:{commit}":
                 return done
             tree = build.build(commit, program)
+        except ProvisionError as error:
+            if error.cause != "build-failed":
+                raise
+            raise ProvisionError(error.cause, error.message, f"The whole log is {catalog.log_path(name)}.") from error
         finally:
             if log.exists():
                 log.replace(catalog.log_path(name))

@@ -1,5 +1,6 @@
 """Engines fetched as an archive or a program, the catalog they go to, and modes that fetch nothing."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from llama_orch.core.settings import ProvisioningSettings
 from llama_orch.pools.provisioning import EngineCatalog, ProvisionError, provision
 from llama_orch.pools.provisioning.elf import needed
 from llama_orch.pools.provisioning.inspection import build_of
+from llama_orch.pools.provisioning.problems import disk_problem
 from llama_orch.pools.provisioning.provision import package_build
 
 from .conftest import SERVER, sha256, tar_of, tree_of, zip_of
@@ -257,3 +259,14 @@ def test_a_damaged_program_needs_nothing_absurd(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("elf") / "x"
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     assert all(len(name) <= 512 for name in needed(path))
+
+
+def test_a_disk_that_is_full_or_closed_is_told_as_such(files, catalog, tmp_path):
+    catalog.directory.parent.mkdir(parents=True)
+    catalog.directory.write_text("not a folder")
+    with pytest.raises(ProvisionError) as caught:
+        provision(settings(files), "llamacpp", catalog=catalog)
+    assert (caught.value.cause, caught.value.permanent) == ("disk-failed", False)
+    assert str(catalog.directory) in caught.value.message
+    full = disk_problem(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"))
+    assert (full.cause, full.message) == ("disk-full", "/x: No space left on device")

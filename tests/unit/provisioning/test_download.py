@@ -138,7 +138,7 @@ def test_a_file_of_this_machine_is_copied(tmp_path):
     for url in (str(tmp_path / "a b"), (tmp_path / "a b").as_uri()):
         fetch(url, tmp_path / "p", sha256=sha256(CONTENT))
         assert (tmp_path / "p").read_bytes() == CONTENT
-    with pytest.raises(ProvisionError, match="cannot be copied"):
+    with pytest.raises(ProvisionError, match="there is no file"):
         fetch(str(tmp_path / "absent"), tmp_path / "p", sha256=sha256(CONTENT))
 
 

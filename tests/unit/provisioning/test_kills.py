@@ -83,6 +83,20 @@ def test_a_build_whose_installer_was_killed_is_ended_by_the_next_install(tmp_pat
             assert not list(process_table().marked(marker))
 
 
+def test_a_command_that_is_told_to_end_ends_its_build(tmp_path, catalog):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    argv = [sys.executable, "-m", "llama_orch.cli.main", "engines", "install", "--data-dir", str(tmp_path / "data")]
+    argv += ["--git", str(repository(tmp_path / "origin")), "--ref", "v1", f"--flag=-DWAIT_FOR={pipe}"]
+    command = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    with pipe.open("wb"):  # the build reads from it
+        command.terminate()
+        assert command.wait() == 143
+    place = EngineCatalog(tmp_path / "data" / "engine-catalog")
+    assert not list(process_table().marked(place.marker("").rpartition("//")[0]))
+    assert place.records() == []
+
+
 def test_an_install_waits_for_the_one_that_another_process_is_at(tmp_path, catalog):
     origin = repository(tmp_path / "origin")
     pipe = tmp_path / "pipe"

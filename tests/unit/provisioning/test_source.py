@@ -63,6 +63,7 @@ def test_a_build_that_fails_says_how_it_ended_and_leaves_its_log_alone(origin, c
     assert catalog.records() == []
     [log] = (catalog.directory / "logs").iterdir()
     assert "this was asked to break" in log.read_text()
+    assert str(log) in caught.value.what_to_do
     assert not [name for name in tree_of(catalog.directory) if "staging" in name]
 
 
