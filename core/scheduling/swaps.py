@@ -318,11 +318,13 @@ class _Desk:
         fits = all(self.ledger.capacity(key) >= wanted[key[1]] for key in keys)
         return [Place(pool, wanted)] if fits else []
 
-    def _rank(self, place: Place) -> tuple[int, int, int, str, str]:
-        """Not where it blocks a model that fits nowhere else; then the fastest device, then the tightest fit."""
+    def _rank(self, place: Place) -> tuple[int, int, int, int, str, str]:
+        """Not where it blocks a model that fits nowhere else; then where fewest models share the device, then the
+        fastest device, then the one with most room left."""
+        sharing = sum(1 for p in self._loaded_on(set(place.keys)) if p.pool_id not in self.gone)
         speed = min(self.ledger.speed(k) for k in place.keys)
         left = sum(self.ledger.soon(k) - place.wanted[k[1]] for k in place.keys)
-        return (int(self._blocks(place)), -speed, left, place.pool.pool_id, ",".join(place.wanted))
+        return (int(self._blocks(place)), sharing, -speed, -left, place.pool.pool_id, ",".join(place.wanted))
 
     def _blocks(self, place: Place) -> bool:
         for other in self.pools:

@@ -85,9 +85,16 @@ def test_but_not_where_it_would_block_a_model_that_fits_nowhere_else() -> None:
     assert placed(plan(pool("a", 8), pool("b", 14), waiting=(wants("a"),))) == {"a": ("big",)}, "both fit there"
 
 
-def test_of_equal_devices_the_tightest_fit_is_taken() -> None:
+def test_models_share_a_device_only_when_the_others_are_no_emptier() -> None:
+    beside = pool("b", 4, on="big")
+    assert placed(plan(pool("a", 8), beside, waiting=(wants("a"),))) == {"a": ("small",)}
+    both = (beside, pool("c", 2, on="small"))
+    assert placed(plan(pool("a", 8), *both, waiting=(wants("a"),))) == {"a": ("big",)}
+
+
+def test_of_equally_fast_devices_the_one_with_most_room_is_taken() -> None:
     slow = msgspec.structs.replace(BIG, speed=1)
-    assert placed(plan(pool("a", 8), waiting=(wants("a"),), devices=(slow, SMALL))) == {"a": ("small",)}
+    assert placed(plan(pool("a", 8), waiting=(wants("a"),), devices=(SMALL, slow))) == {"a": ("big",)}
 
 
 def test_only_what_fits_no_single_device_is_spread_and_only_within_its_mask() -> None:
