@@ -20,8 +20,11 @@ journal:
   # password into the variable LLORCH_JOURNAL__URL instead of this file.
   url: ""
 
-# More names for models: clients that ask for gpt-4o get the haiku model.
+# Your models. One that no pool below names gets a pool of its own, loaded when a task asks for it, on a
+# GPU that it fits. A name may also stand for another: clients that ask for gpt-4o get the haiku model.
 # models:
+#   coder: models/coder-q4.gguf
+#   writer: hf:org/writer-GGUF/writer-q4_k_m.gguf
 #   gpt-4o: haiku
 
 # One entry per engine process. The bundled model shows that everything works; replace it with yours.
@@ -48,12 +51,14 @@ _CPU_EXAMPLE = """
 """
 
 _GPU = """
-  # {name}, {memory:.0f} GiB, {uuid}
-  # Get a build for it with `llama-orch engines install llamacpp --cuda`, and take the comments away:
+  # GPU {index}: {name}, {memory:.0f} GiB. To keep a model on it:
   # - id: gpu{index}
-  #   engine: llamacpp
   #   model: models/my-model.gguf
   #   devices: "{uuid}"
+"""
+
+_BUILD = """
+  # The package's llama.cpp is a build for processors. Once: llama-orch engines install llamacpp --cuda
 """
 
 

@@ -58,6 +58,10 @@ def task_words(said: dict[str, Any]) -> list[str]:
             out.append(f"Predicted ends: {ends}.")
         if decision["tie_breakers_applied"]:
             out.append(f"Ties were broken by {', '.join(decision['tie_breakers_applied'])}.")
+        if decision["pinned"]:
+            out.append("The caller pinned the pool.")
+        if decision["fallback_used"]:
+            out.append("None of the preferred pools was free, so another was taken.")
         out.append(f"Decided by the policy {decision['policy']} {decision['policy_version']}.")
     for pool, why in sorted(said["waiting_for"].items()):
         out.append(f"Waits for pool {pool}: {why}.")

@@ -90,7 +90,7 @@ def _subject(options: argparse.Namespace, shell: Shell) -> tuple[Rig, Settings |
     except TraceError as error:
         raise CliError(str(error), remedy="docs/how-to/simulate.md shows a line.", status=exits.USAGE) from None
     options.config = options.file or options.config
-    if options.config is None:
+    if options.config is None and not options.assignments:
         if options.size:
             raise UsageError("--size is for the models of a configuration", remedy="Name one, or leave it out.")
         rig = reference_rig() if not options.gpus else reference_rig(gpus=_gpus(options.gpus))
