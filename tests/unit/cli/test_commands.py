@@ -324,7 +324,7 @@ POOLS = {
 
 def test_pools_show_why_one_is_not_ready(run, server):
     common = {"engine": "llamacpp", "source": "", "memory": {}, "slots": 0, "active_leases": 0, "since_ms": 0,
-              "reload": None}  # fmt: skip
+              "reload": None, "drain": None}  # fmt: skip
     error = {"cause": "vram-oom", "detail": "it needs more", "advice": "Lower ctx.", "retry_ms": 5000}
     pools = {
         "pools": [
