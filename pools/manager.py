@@ -115,8 +115,11 @@ class PoolManager:
 
     def states(self) -> list[tuple[Any, EngineProperties | None]]:
         """Every pool as it stands now."""
-        refused = [(event, None) for event in self._refused.values()]
-        return [*(tuple(pool.state()) for pool in self.pools.values()), *refused]
+        told: list[tuple[Any, EngineProperties | None]] = []
+        for pool in self.pools.values():
+            state = pool.state()
+            told.append((state.event, state.properties))
+        return [*told, *((event, None) for event in self._refused.values())]
 
     async def stop(self, *, kill_engines: bool) -> None:
         """End looking after pools; with ``kill_engines`` every engine of this data directory is gone behind it."""

@@ -200,11 +200,6 @@ class Pool:
         """Where its engines stand."""
         return {seat: worker.phase for seat, worker in self._workers.items()}
 
-    def logs(self) -> list[str]:
-        """Names of the seats that have an engine, the speaking one first."""
-        voice = self._machine.voice
-        return [self._names[self._workers[seat]] for seat in sorted(self._workers, key=lambda one: one is not voice)]
-
     # --- WorkerEvents
 
     def worker_ready(self, worker: Worker, readiness: Readiness) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llama_orch.pools.breaker import Breaker, Circuit
+from llama_orch.pools.desired import Handover
 from llama_orch.pools.lifecycle import (
     Arm,
     Begin,
@@ -196,8 +197,7 @@ class Reloads(RuleBasedStateMachine):
         self.retired: list[str] = []
         self.want: str | None = None
         self.next: str | None = None
-        self.handover = ""
-        self.settled = True
+        self.handover: Handover = ""
         self.failed: list[str] = []
         self.reloaded: list[str] = []
         self.carry_out(self.machine.desire(None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def wanted(stage: HostedStage) -> DesiredPool:
     return found
 
 
-def reload(stage: HostedStage, model: str = "new", **how: object) -> str:
+def reload(stage: HostedStage, model: str = "new", **how: Any) -> str:
     told = stage.run(stage.services.reloading.reload("p", model, LOCAL, **how))
     stage.settle()
     return str(told)
