@@ -85,10 +85,12 @@ class Forwarder:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._lead_on(reader, writer))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _lead_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_OPEN_S):
                 far, hello = await self._dial()
@@ -101,7 +103,6 @@ class Forwarder:
         except (OSError, TimeoutError, ProtocolError):
             pass  # the connection that stands for it breaks off, as if the engine had
         finally:
-            self._connections.discard(task)
             writer.transport.abort()
 
 

@@ -111,7 +111,7 @@ def test_a_pool_of_another_host_is_commanded_and_spoken_to_through_tls(tmp_path:
                 there.it.pools.url = f"http://127.0.0.1:{port}"
                 # told anew, with the URL that the engine has there
                 here.clients._links["far"].abort()
-                await until(lambda: here.pool.ready and here.pool.observed.url)
+                await until(lambda: here.pool.ready and here.pool.observed.url == f"http://127.0.0.1:{port}")
                 client = here.clients.engine("a")
                 assert isinstance(client, LlamaCpp)
                 assert (await client.health()).state is EngineState.READY
