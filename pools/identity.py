@@ -125,6 +125,11 @@ def process_table() -> ProcessTable:
     return LinuxProcessTable() if Path("/proc/self/stat").exists() else PosixProcessTable()
 
 
+def seat_names(pool_id: str) -> tuple[str, ...]:
+    """Names under which records and logs of a pool's engines are kept; no pool's id holds a "+"."""
+    return (pool_id, f"{pool_id}+1", f"{pool_id}+2")
+
+
 def owner_of(data_dir: Path) -> str:
     """Who owns engines: the data directory, under a name that tells nothing of it."""
     return hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]

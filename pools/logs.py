@@ -12,6 +12,8 @@ from typing import Final, Literal, TextIO
 
 import msgspec
 
+from .identity import seat_names
+
 #: a log is cut to its newer half beyond this
 LOG_BYTES: Final = 4 * 1024 * 1024
 #: the log of pool-managerd itself
@@ -30,6 +32,12 @@ def cut(path: Path, limit: int = LOG_BYTES) -> None:
             file.seek(0)
             file.truncate()
             file.write(rest[rest.find(b"\n") + 1 :])
+
+
+def newest_log(folder: Path, pool_id: str) -> Path:
+    """The log of a pool's engine that was written to last: one that is reloaded has several. It may not exist."""
+    logs = [folder / f"{name}.log" for name in seat_names(pool_id)]
+    return max((path for path in logs if path.exists()), key=lambda path: path.stat().st_mtime, default=logs[0])
 
 
 def last_lines(path: Path, count: int) -> list[str]:

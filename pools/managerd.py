@@ -25,7 +25,7 @@ from ..core.settings import ManagerSettings
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
 from .desired import Pools, PoolSink
 from .fence import Fence
-from .logs import BoundedLog, last_lines
+from .logs import BoundedLog, last_lines, newest_log
 from .outbox import Entry, Outbox, kind_of
 from .protocol import (
     MAX_LINE,
@@ -397,7 +397,7 @@ class Managerd:
             case Ping():
                 lines.send(Pong())
             case LogsRequest(pool_id=pool_id, lines=count):
-                told = last_lines(self._engine_logs / f"{pool_id}.log", count) if _plain(pool_id) else []
+                told = last_lines(newest_log(self._engine_logs, pool_id), count) if _plain(pool_id) else []
                 lines.send(LogLines(pool_id=pool_id, lines=told))
             case _:
                 msg = f"{type(message).__name__} is not said here"

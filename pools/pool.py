@@ -14,6 +14,7 @@ from ..core.events.pool import PoolMeasured, PoolReady, PoolReloaded, PoolReload
 from ..core.ports import Engine, EngineProperties
 from . import causes
 from .desired import DesiredPool, PoolSink
+from .identity import seat_names
 from .lifecycle import Phase, Trouble
 from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, StartError, fits, order_of
 from .reload import Effects as PlanEffects
@@ -470,11 +471,6 @@ class Pool:
         task = self._loop.create_task(work)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
-
-
-def seat_names(pool_id: str) -> tuple[str, ...]:
-    """Names of a pool's seats, under which records and logs are kept; no pool's id holds a "+"."""
-    return (pool_id, f"{pool_id}+1", f"{pool_id}+2")
 
 
 def _plans(desired: DesiredPool) -> tuple[Order | None, Order | None, Any]:

@@ -175,19 +175,17 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 @command("pools logs", "show what a pool's engine says", arguments=_logs_arguments, needs="config")
 def logs(options: argparse.Namespace, shell: Shell) -> int:
     """Reads the engine's log in the data directory of this machine; no server has to run."""
-    from ...pools.logs import follow, last_lines
-    from ...pools.pool import seat_names
+    from ...pools.logs import follow, last_lines, newest_log
 
     folder = loaded_from(options, shell).data_dir / "engines"
     if "/" in options.pool or options.pool.startswith("."):
         raise CliError(f"{options.pool!r} is no pool's id", remedy="`llama-orch pools` lists the pools.")
-    there = [path for name in seat_names(options.pool) if (path := folder / f"{name}.log").exists()]
-    if not there and not options.follow:
+    newest = newest_log(folder, options.pool)
+    if not options.follow and not newest.exists():
         raise CliError(
             f"there is no log of a pool {options.pool!r} in {folder}",
             remedy="`llama-orch pools` lists the pools; external engines have their logs elsewhere.",
         )
-    newest = max(there, key=lambda path: path.stat().st_mtime) if there else folder / f"{options.pool}.log"
     if not options.follow:
         lines = last_lines(newest, options.lines)
         if shell.as_json:
