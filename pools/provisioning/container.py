@@ -191,4 +191,11 @@ def _quick(argv: Sequence[str], environment: Mapping[str, str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ProvisionError("missing-tool", f"{Path(argv[0]).name} {argv[1]} does not answer: {error}") from error
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    if done.returncode == 0:
+        return done.stdout.decode("utf-8", "replace")
+    said = done.stderr.decode("utf-8", "replace").strip()
+    if "annot connect to" in said:  # to its daemon, as docker and podman each say it
+        raise ProvisionError(
+            "missing-tool", f"{Path(argv[0]).name}: {said.splitlines()[0]}", "Start it, and see that you may use it."
+        )
+    return ""

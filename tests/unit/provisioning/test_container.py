@@ -126,6 +126,14 @@ def test_a_pull_that_is_forbidden_or_fails_is_told_and_nothing_counts(runtime, c
     assert catalog.records() == []
 
 
+def test_a_runtime_whose_daemon_is_not_there_is_told_as_that(runtime, catalog):
+    (runtime.folder / "docker").write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon at x.' >&2; exit 1\n")
+    (runtime.folder / "docker").chmod(0o755)
+    with pytest.raises(ProvisionError, match="docker: Cannot connect to the Docker daemon") as caught:
+        prepared(runtime, catalog, forbid_downloads=True)
+    assert caught.value.cause == "missing-tool"
+
+
 def test_the_runtime_is_the_configured_or_the_first_that_is_there(runtime, tmp_path):
     with pytest.raises(ProvisionError, match="podman or docker") as caught:
         runtime_of("", runtime.environment)
