@@ -131,8 +131,10 @@ class PoolRates(msgspec.Struct, gc=False):
     open: bool = False
     #: measured when it was loaded, before any task ran: thousandths of a token per second
     preload_mtok_s: int = 0
-    #: since the slots in use were last changed: when that was, from admission to the first token, and between tokens
+    #: when the slots in use were last changed, and tasks that began and ended since
     tuned_ns: int = 0
+    since_tuned: int = 0
+    #: from admission to the first token, and between tokens, of the last few tasks
     lately_first_ms: Average = msgspec.field(default_factory=Average)
     lately_token_us: Average = msgspec.field(default_factory=Average)
     #: streams on it now; their number times how long it lasted, so that a mean over any time is a difference
@@ -321,7 +323,7 @@ class Estimates(Projection):
         pool = self.pools.get(record.payload.pool_id)
         if pool is not None:
             pool.tuned_ns = record.time_ns
-            pool.lately_first_ms, pool.lately_token_us = Average(), Average()
+            pool.since_tuned = 0
 
     def _count_open(self, group: str, now_ns: int) -> None:
         wake = self.wakes.get(group)
@@ -407,9 +409,9 @@ class Estimates(Projection):
             streams = max(1, min(255, shared))
             token_ns = event.decode_ms * 1_000_000 // (event.tokens_out - 1)
             pool.token_ns.setdefault(streams, Average()).add(token_ns)
-            if track.started_ns >= pool.tuned_ns:
-                pool.lately_token_us.add(token_ns // 1000, _LATELY)
-                pool.lately_first_ms.add(event.queue_ms + event.prefill_ms, _LATELY)
+            pool.since_tuned += track.started_ns >= pool.tuned_ns
+            pool.lately_token_us.add(token_ns // 1000, _LATELY)
+            pool.lately_first_ms.add(event.queue_ms + event.prefill_ms, _LATELY)
         if event.outcome == "completed":
             pool.beside_us.add(track.prompt_tokens, max(0, (now_ns - track.since_ns) // 1000 - event.decode_ms * 1000))
         read = event.prompt_tokens - event.cached_tokens

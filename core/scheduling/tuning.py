@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 #: a slot is given up above this share of the aim, and added below that, per cent
-_TOO_SLOW: Final = 110
+_TOO_SLOW: Final = 102
 _QUICK_ENOUGH: Final = 92
 #: of the KV cache, thousandths
 _TOO_FULL: Final = 950
@@ -24,9 +24,9 @@ _ROOM_LEFT: Final = 850
 _WORTH: Final = 2
 #: what a stream more costs the others before that was measured, per cent of a token's time
 _NEIGHBOUR: Final = 12
-#: ended tasks per slot in use since the last change
-_SEEN_PER_SLOT: Final = 1
+#: tasks that have to have begun and ended since the last change: so many, and one for each of so many slots
 _SEEN_AT_LEAST: Final = 3
+_SLOTS_PER_SEEN: Final = 3
 
 
 class TuningAims(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,23 +36,24 @@ class TuningAims(msgspec.Struct, frozen=True, kw_only=True):
     slots_max: int
     first_token_ms: int
     inter_token_us: int
-    #: between two changes, at least
+    #: from a change to giving up a slot, and to adding one, at least
     pause_ms: int = 10_000
+    pause_before_more_ms: int = 4_000
 
 
 class TuningState(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool as it is; what was measured is of the time since the last change."""
+    """A pool as it is."""
 
     slots: int
     leases: int
     #: tasks that wait for this pool or its like
     waiting: int
     since_change_ms: int
-    #: tasks that ended
+    #: tasks that began and ended since the last change
     seen: int
-    #: from admission to the first token
+    #: from admission to the first token lately, or what the first that waits has waited already
     first_token_ms: int
-    #: between two tokens of a stream
+    #: between two tokens of a stream lately, 0 = not measured
     inter_token_us: int
     kv_used_permille: int
     #: microseconds per token by streams at once, as ever measured
@@ -72,27 +73,30 @@ def tune(state: TuningState, aims: TuningAims) -> SlotsChange | None:
     if not least <= state.slots <= most:
         slots = max(least, min(most, state.slots))
         return SlotsChange(slots=slots, reason=f"{state.slots} slots are not within {least} to {most}")
-    if state.since_change_ms < aims.pause_ms:
-        return None
-    if state.kv_used_permille > _TOO_FULL and state.slots > least:
-        return SlotsChange(
-            slots=state.slots - 1, reason=f"{state.kv_used_permille / 10:g} % of the KV cache are in use"
-        )
-    if state.seen < max(_SEEN_AT_LEAST, state.slots * _SEEN_PER_SLOT):
-        return None
-    if state.inter_token_us * 100 > aims.inter_token_us * _TOO_SLOW:
-        if state.slots == least:
-            return None
-        return SlotsChange(
-            slots=state.slots - 1,
-            reason=f"a token takes {state.inter_token_us / 1000:.1f} ms, {aims.inter_token_us / 1000:g} ms are aimed at",
-        )
-    return _one_more(state, aims) if state.slots < most else None
+    if state.since_change_ms >= aims.pause_ms and state.slots > least:
+        reason = _too_many(state, aims)
+        if reason:
+            return SlotsChange(slots=state.slots - 1, reason=reason)
+    if state.since_change_ms >= aims.pause_before_more_ms and state.slots < most:
+        return _one_more(state, aims)
+    return None
+
+
+def _too_many(state: TuningState, aims: TuningAims) -> str:
+    """Why a slot has to be given up; "" = it has not."""
+    if state.kv_used_permille > _TOO_FULL:
+        return f"{state.kv_used_permille / 10:g} % of the KV cache are in use"
+    enough = max(_SEEN_AT_LEAST, state.slots // _SLOTS_PER_SEEN)
+    if state.seen >= enough and state.inter_token_us * 100 > aims.inter_token_us * _TOO_SLOW:
+        return f"a token takes {state.inter_token_us / 1000:.1f} ms, {aims.inter_token_us / 1000:g} ms are aimed at"
+    return ""
 
 
 def _one_more(state: TuningState, aims: TuningAims) -> SlotsChange | None:
     if not state.waiting or state.leases < state.slots or state.first_token_ms <= aims.first_token_ms:
         return None
+    if not state.inter_token_us:
+        return None  # nothing says yet what it would cost
     if state.kv_used_permille * (state.slots + 1) > _ROOM_LEFT * state.slots:
         return None
     expected = expected_token_us(state)

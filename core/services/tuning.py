@@ -99,13 +99,15 @@ def state_of(head: Head, pool: PoolState, now_ns: int) -> TuningState:
     name, group = pool.declared.pool_id, pool.declared.model_ref
     rates = head.of(Estimates).pools.get(name)
     queue = head.queue.groups.get(group)
+    first = queue.interactive.first() if queue is not None else None
+    waits_ms = (now_ns - head.tasks.live[first[1]].admitted_ns) // 1_000_000 if first is not None else 0
     return TuningState(
         slots=pool.slots,
         leases=head.leases.count(name),
         waiting=len(queue) if queue is not None else 0,
         since_change_ms=(now_ns - rates.tuned_ns) // 1_000_000 if rates is not None else 0,
-        seen=rates.lately_token_us.seen if rates is not None else 0,
-        first_token_ms=rates.lately_first_ms.mean if rates is not None else 0,
+        seen=rates.since_tuned if rates is not None else 0,
+        first_token_ms=max(waits_ms, rates.lately_first_ms.mean if rates is not None else 0),
         inter_token_us=rates.lately_token_us.mean if rates is not None else 0,
         kv_used_permille=kv_used_permille(head, pool),
         token_us={n: average.mean // 1000 for n, average in rates.token_ns.items()} if rates is not None else {},

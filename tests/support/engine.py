@@ -74,14 +74,14 @@ class ScriptedAttempt:
         with self._on_loop() as sink:
             sink.ended(AttemptEnd(finish_reason="stop"))
 
-    def end(self, finish_reason: str = "stop") -> None:
+    def end(self, finish_reason: str = "stop", *, decode_us: int = 5_000) -> None:
         """Finish properly; the slot is free then."""
         if self.cancelled or self.over:
             return
         self.over = True
         self.free()
         with self._on_loop() as sink:
-            sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=5_000))  # type: ignore[arg-type]
+            sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=decode_us))  # type: ignore[arg-type]
 
     def fail(self, kind: str = "cut", *, retriable: bool = True, message: str = "scripted") -> None:
         """Break off."""
