@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,9 @@ def test_kills_by_lack_of_memory_are_counted_of_the_system_and_of_the_own_group(
     (groups / "user/app/memory.events").write_text("oom_kill 4\n")
     assert kills.count() == 6
     assert OomKills(tmp_path / "none", tmp_path / "none").count() == 0
+
+
+def test_the_runbook_names_every_cause():
+    page = (Path(__file__).resolve().parents[3] / "docs/runbooks/pool-not-ready.md").read_text()
+    named = {name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`([^`]+)`", row)}
+    assert {*CAUSES, "circuit-open"} - named == set()
