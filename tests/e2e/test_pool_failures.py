@@ -143,3 +143,14 @@ def test_one_pool_is_shown_in_words(server):
     assert done.out.startswith("good: ready\n")
     assert "predicted" in done.out
     assert server.home.json("pools", "show", "good")["memory"]["cpu"]["observed_bytes"] > 0
+
+
+def test_what_was_mended_is_tried_at_once_by_a_reload(server):
+    """Comes last: it mends a pool that the others need broken."""
+    path = Path(server.get("/v1/pools/truncated/health")["model_source"])
+    path.write_bytes((path.parent / "whole.gguf").read_bytes())
+    done = server.home.call("pools", "reload", "truncated", "--wait")
+    assert done.status == 0, done.err
+    assert server.get("/v1/pools/truncated/health")["ready"]
+    chat = {"model": "m-truncated", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    assert server.post("/v1/chat/completions", chat)["choices"]
