@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from llama_orch.simulator.make_traces import HOURS_MS, TRACES
+from llama_orch.simulator.make_traces import FOLDER, HOURS_MS, TRACES
 from llama_orch.simulator.rig import GIB, ModelledPool, Rig, gpu, reference_rig
-from llama_orch.simulator.trace import TraceTask
+from llama_orch.simulator.trace import TraceTask, read_trace
 
 from .queueing import PoolModel, Queueing, Request
 
@@ -172,6 +172,12 @@ def on_reference_rig(kind: str, seeds: Sequence[int]) -> tuple[Rig, list[TraceTa
     rig = reference_rig()
     models = [pool.model for pool in rig.pools]
     return rig, joined([make(random.Random(seed), models) for seed in seeds])
+
+
+def committed() -> tuple[Rig, list[TraceTask]]:
+    """The simulator's committed traces, one after the other."""
+    rig = reference_rig()
+    return rig, joined([read_trace(FOLDER / f"{kind}.jsonl") for kind in sorted(TRACES)])
 
 
 def office(seed: int, hours: int) -> tuple[Rig, list[TraceTask]]:

@@ -18,7 +18,7 @@ from llama_orch.core.projections.calibration import Calibration, Score
 from llama_orch.core.projections.head import Head
 from llama_orch.simulator.world import World
 
-from .estimate_traces import QUEUES, office, on_reference_rig
+from .estimate_traces import QUEUES, committed, office, on_reference_rig
 from .queueing import Queueing
 from .report import table
 
@@ -60,6 +60,13 @@ def run_rig(kind: str, seeds: Sequence[int]) -> Head:
     return world.journal.head
 
 
+def run_committed() -> Head:
+    """Head after the committed traces on the reference rig."""
+    world = World(*committed(), name="committed")
+    world.run()
+    return world.journal.head
+
+
 def run_office(seed: int, hours: int) -> Head:
     """Head after days at the office."""
     world = World(*office(seed, hours), name="office")
@@ -92,6 +99,7 @@ TUNING: dict[str, Callable[[], Head]] = {
 HELD_OUT: dict[str, Callable[[], Head]] = {
     **{f"queue: {name}": (lambda n=name: run_queue(n, 31, 20_000)) for name in QUEUES},  # type: ignore[misc]
     **{f"rig: {kind}": (lambda k=kind: run_rig(k, range(301, 309))) for kind in ("poisson", "bursts", "agents")},  # type: ignore[misc]
+    "rig: committed files": run_committed,
     "office": lambda: run_office(401, 6),
 }
 

@@ -370,6 +370,7 @@ class Estimates(Projection):
         track.since_ns = record.time_ns
         if not track.waits:
             self._enter(track, self._lane(track.group, track.priority), record.time_ns)
+            self._look(track.group, record.time_ns)
 
     def _stop(self, track: Track, now_ns: int) -> PoolRates | None:
         """The stream of a task ends; its pool, when it had begun there."""
@@ -433,9 +434,9 @@ class Estimates(Projection):
             new = PoolRates(group=event.model_ref, changed_ns=record.time_ns)
             if old is not None:
                 new.streams, new.stream_ns, new.changed_ns = old.streams, old.stream_ns, old.changed_ns
-                self._count_open(old.group, record.time_ns)
             self.pools[event.pool_id] = new
-            self._count_open(new.group, record.time_ns)
+            for group in dict.fromkeys((new.group, old.group if old is not None else new.group)):
+                self._count_open(group, record.time_ns)
             self._forget()
 
     @on(PoolRetired)
