@@ -18,9 +18,10 @@ from . import causes
 from . import identity as identities
 from .identity import Identity, ProcessTable
 from .lifecycle import Trouble
+from .logs import cut
 from .oom import OomKills
 from .preparing import StartError
-from .process import EngineProcess, adopt, bound, reap_marked, run_stop, spawn
+from .process import EngineProcess, adopt, reap_marked, run_stop, spawn
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,7 +231,7 @@ class ProcessHost:
             self._process = None
 
     def tend(self) -> None:
-        bound(self.log_path)
+        cut(self.log_path)
 
     def pids(self) -> list[int]:
         if self._process is None:

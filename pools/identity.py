@@ -7,11 +7,9 @@ record yet, is found all the same.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,6 +17,7 @@ from typing import Final, Protocol
 import msgspec
 
 from ..core.ports import LaunchPlan
+from . import files
 
 #: environment variable that marks engine processes: ``<owner>/<pool>/<generation>``
 MARKER: Final = "LLAMA_ORCH_ENGINE"
@@ -143,23 +142,7 @@ def plan_digest(plan: LaunchPlan) -> str:
 
 def write(path: Path, identity: Identity) -> None:
     """Record an identity; after a crash at any moment the old record or the new one is there, never half of one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(identity)))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.replace(path, msgspec.json.format(msgspec.json.encode(identity)))
 
 
 def read(path: Path) -> Identity | None:

@@ -17,10 +17,9 @@ from . import causes
 from . import identity as identities
 from .identity import MARKER, Identity, ProcessTable
 from .lifecycle import Trouble
+from .logs import cut
 from .oom import OomKills
 
-#: an engine's log is cut to its newer half beyond this
-LOG_BYTES: Final = 4 * 1024 * 1024
 #: as much of a log is searched for a cause
 TAIL_BYTES: Final = 64 * 1024
 #: between two looks at an adopted process, where the system cannot tell of its end
@@ -164,7 +163,7 @@ def spawn(
         OSError: it cannot be started, or its identity not be written; then nothing is left running.
     """
     log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    bound(log_path)
+    cut(log_path)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         offset = os.fstat(log).st_size
@@ -258,18 +257,3 @@ def tail(log_path: Path, offset: int) -> str:
             return file.read(TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-def bound(log_path: Path, limit: int = LOG_BYTES) -> None:
-    """Cut a log that has grown too long to its newer part; its writer, which appends, does not notice."""
-    try:
-        with log_path.open("r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                file.seek(size - limit // 2)
-                rest = file.read(limit)
-                file.seek(0)
-                file.truncate()
-                file.write(rest[rest.find(b"\n") + 1 :])
-    except FileNotFoundError:
-        return

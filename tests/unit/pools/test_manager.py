@@ -414,20 +414,21 @@ def test_an_unknown_engine_is_refused_with_the_names_there_are(data_dir):
 
 
 def test_a_long_log_is_cut_while_the_engine_writes_on(data_dir):
-    from llama_orch.pools.process import bound, tail
+    from llama_orch.pools.logs import cut
+    from llama_orch.pools.process import tail
 
     log = data_dir / "engine.log"
     with log.open("ab", buffering=0) as file:
         for n in range(1000):
             file.write(b"line %d\n" % n)
-        bound(log, limit=1000)
+        cut(log, limit=1000)
         assert log.stat().st_size <= 500
         file.write(b"after\n")
     lines = log.read_text().splitlines()
     assert lines[-2:] == ["line 999", "after"]
     assert all(line.startswith("line ") for line in lines[:-1])
     assert tail(log, 10_000_000).splitlines() == lines, "an offset beyond a log that was cut means all of it"
-    bound(data_dir / "none.log")
+    cut(data_dir / "none.log")
     assert tail(data_dir / "none.log", 0) == ""
 
 
