@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import http.server
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +22,24 @@ from .conftest import Home, Server, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_llama]
 
+#: what engines on a machine with GPUs say, told by a program that says it and ends: pool -> (its words, cause, advice)
+WORDS = {
+    "oom": (
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 21870.00 MiB on device 0: cudaMalloc failed: out of memory",
+        "vram-oom",
+        "name more GPUs",
+    ),
+    "library": (
+        "llama-server: error while loading shared libraries: libcudart.so.12: cannot open shared object file",
+        "missing-library",
+        "Install it",
+    ),
+    "driver": (
+        "ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected",
+        "driver-gone",
+        "nvidia-smi",
+    ),
+}
 #: pool -> (cause, what its detail says, what its advice says)
 EXPECTED = {
     "corrupt": ("bad-model", "", "fetch"),
@@ -35,19 +57,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "corrupt.gguf").write_bytes(b"GGUF" + bytes(range(64)))
     (folder / "truncated.gguf").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     _unknown(folder / "unknown.gguf", whole)
-    with socket.create_server(("127.0.0.1", 0)) as blocker:
-        for name in ("taken", "good"):
+    with socket.create_server(("127.0.0.1", 0)) as blocker, _served(WORDS) as programs:
+        for name in ("taken", "good", *WORDS):
             (folder / f"{name}.gguf").write_bytes(whole.read_bytes())
         more = {
             "taken": {"provisioning": {"port": blocker.getsockname()[1]}},
             "good": {"slots": 1, "provisioning": {"threads": 1}},
+            **{name: {"provisioning": {"mode": "binary", **program}} for name, program in programs.items()},
         }
         home = Home(tmp_path_factory.mktemp("home"))
         home.configure(
             {
                 "pools": [
                     {"id": name, "model": str(folder / f"{name}.gguf"), "aliases": [f"m-{name}"], **more.get(name, {})}
-                    for name in [*EXPECTED, "good"]
+                    for name in [*EXPECTED, *WORDS, "good"]
                 ]
             }
         )
@@ -56,9 +79,51 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             made.start()
             for name, (cause, _, _) in EXPECTED.items():
                 wait_until(lambda name=name, cause=cause: _error(made, name).get("cause") == cause, f"{name}: {cause}")
+            for name, (_, cause, _) in WORDS.items():
+                wait_until(lambda name=name, cause=cause: cause in _causes(made, name), f"{name}: {cause}")
             yield made
         finally:
             made.close()
+
+
+@contextlib.contextmanager
+def _served(words: dict[str, tuple[str, str, str]]) -> Iterator[dict[str, dict[str, str]]]:
+    """Programs that say these words and end, behind a local HTTP server; where each is, and its digest."""
+    programs = {
+        name: f"#!/bin/sh\ncase \"$1\" in --version|--help) echo 'version: 1'; exit 0;; esac\necho '{said}' >&2\nexit 1\n"
+        for name, (said, _, _) in words.items()
+    }
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            raw = programs[self.path.strip("/").partition("/")[0]].encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield {
+            name: {
+                "url": f"http://127.0.0.1:{listener.server_address[1]}/{name}/llama-server",
+                "sha256": hashlib.sha256(program.encode()).hexdigest(),
+            }
+            for name, program in programs.items()
+        }
+    finally:
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
+
+
+def _causes(server: Server, pool: str) -> set[str]:
+    error = _error(server, pool)
+    return {error.get("cause", ""), error.get("last_cause", "")}
 
 
 def _unknown(path: Path, whole: Path) -> None:
@@ -120,6 +185,23 @@ def test_a_client_is_refused_at_once_with_cause_and_advice(server, name):
     assert (status, body["error"]["code"]) == (503, "POOL_UNREADY")
     assert cause in body["error"]["message"]
     assert advice in json.dumps(body["error"])
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_what_hardware_does_is_told_everywhere_too(server, name):
+    words, cause, advice = WORDS[name]
+    settled = "missing-library" if cause == "missing-library" else "circuit-open"
+    wait_until(lambda: _error(server, name).get("cause") == settled, f"{name}: {settled}")
+    error = _error(server, name)
+    assert words in error["detail"]
+    assert advice in error["advice"]
+    assert cause in _causes(server, name)
+    assert cause in server.home.call("pools").out
+    status, body = _refused(server, "/v1/tasks", {"model_ref": f"m-{name}", "prompt": "hi"})
+    assert (status, body["code"]) == (503, "POOL_UNREADY")
+    assert cause in {body["cause"], body.get("last_cause")}
+    assert words in body["message"]
+    assert advice in body["remedy"]
 
 
 def test_the_other_pools_are_not_concerned(server):
