@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.host import StandInHost
+
 from llama_orch.core.ports import (
     AttemptEnd,
     AttemptSink,
@@ -205,7 +207,7 @@ async def measure(folder: Path, size: int, count: int, prompt_bytes: int) -> dic
         )
         services.pools.declare(settings)
         services.start()
-        services.pools.ready("p", PROPERTIES, generation=1, load_ms=0, decode_mtok_s=1_000)
+        StandInHost(services).ready("p", PROPERTIES, decode_mtok_s=1_000)
         bench = Bench(services, engine, prompt_bytes)
         for _ in range(200):  # what is imported and allocated once is not the queue's
             await bench.enqueue()

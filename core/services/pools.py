@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import JournalUnavailableError, NotFoundError
+from ..errors import NotFoundError
 from ..events.manager import ManagerConnected, ManagerLost, OutboxReceived
 from ..events.pool import PoolDeclared, PoolReady, PoolReloaded, PoolRetired, PoolUnready
 from ..journal.journal import Journal
-from ..ports import EngineProperties
 from ..projections.pools import PoolState
 from ..settings import PoolSettings, Settings
 from ..types import PoolView
@@ -50,9 +49,6 @@ class PoolService:
         self._journal = journal
         self._dispatcher = dispatcher
         self._settings: Settings | None = None
-        #: last observation of each pool, told again when head was rebuilt without it
-        self._last: dict[str, PoolReady | PoolUnready] = {}
-        journal.on_rebuilt(self._again)
 
     def declare(self, settings: Settings) -> None:
         """Bring the journal's pools in line with configuration; all of them begin unready."""
@@ -121,45 +117,6 @@ class PoolService:
         pool = self._journal.head.pools.by_id.get(pool_id)
         if pool is not None:
             self._dispatcher.pump(pool.declared.model_ref)
-
-    def ready(
-        self, pool_id: str, properties: EngineProperties, *, generation: int, load_ms: int, decode_mtok_s: int
-    ) -> None:
-        """The pool's engine loaded, is healthy and decoded a token."""
-        self._observe(
-            PoolReady(
-                pool_id=pool_id,
-                replica_id="r0",
-                generation=generation,
-                engine_version=properties.engine_version,
-                model_digest=properties.model_digest,
-                slots=properties.slots,
-                ctx=properties.ctx,
-                flags=properties.flags,
-                load_ms=load_ms,
-                decode_mtok_s=decode_mtok_s,
-            )
-        )
-        self._pump(pool_id)
-
-    def unready(self, pool_id: str, *, cause: str, detail: str, advice: str, retry_ms: int) -> None:
-        """The pool's engine cannot take tasks."""
-        event = PoolUnready(pool_id=pool_id, cause=cause, detail=detail[:500], advice=advice, retry_ms=retry_ms)
-        last = self._last.get(pool_id)
-        if isinstance(last, PoolUnready) and (last.cause, last.detail) == (event.cause, event.detail):
-            return
-        self._observe(event)
-
-    def _observe(self, event: PoolReady | PoolUnready) -> None:
-        self._last[event.pool_id] = event
-        try:
-            self._journal.append([event], actor="pools", correlation="", internal=True)
-        except JournalUnavailableError:
-            return  # told again once the journal is back
-
-    def _again(self) -> None:
-        for event in self._last.values():
-            self._observe(event)
 
     # --- views -----------------------------------------------------------------------------------------------
 

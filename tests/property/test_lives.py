@@ -285,7 +285,7 @@ class Lives(RuleBasedStateMachine):
             if pool == "ready":
                 self.stage.pool_ready(name)
             elif pool == "gone":
-                self.stage.services.pools.unready(name, cause="exited", detail="", advice="", retry_ms=0)
+                self.stage.host.unready(name, "exited")
         self.stage.loop.advance(seconds)
         self.look()
 

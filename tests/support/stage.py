@@ -30,6 +30,7 @@ from llama_orch.plugins.policy.placement import DefaultPolicy
 
 from .clock import Ids, ManualClock
 from .engine import Engines, ScriptedAttempt, ScriptedEngine
+from .host import StandInHost
 from .loop import StepLoop
 from .reader import Reader
 from .store import Disk, HandCommitter, HandSyncer, MemoryStore
@@ -141,6 +142,7 @@ class Stage:
             new_id=self.ids,
             new_seed=lambda: next(self._seeds),
         )
+        self.host = StandInHost(self.services)
         self.services.pools.declare(self.settings)
         self.loop.call_soon(self.services.start)
         self.settle()
@@ -178,7 +180,7 @@ class Stage:
         """The pool's engine is ready."""
         properties = self.engines[name].own_properties()
         with self.loop.running():
-            self.services.pools.ready(name, properties, generation=1, load_ms=0, decode_mtok_s=50_000)
+            self.host.ready(name, properties)
 
     def crash(self, *, power: bool = False) -> None:
         """The process is gone at once; engines notice, readers' connections break."""

@@ -21,6 +21,8 @@ from llama_orch.core.settings import PoolSettings, Settings
 from llama_orch.plugins.engines.mock import MockEngine
 from llama_orch.plugins.manager import PluginManager
 
+from ...support.host import StandInHost
+
 T = TypeVar("T")
 
 
@@ -117,12 +119,13 @@ class LiveServer:
         if self.log is not None:
             self.log.subscribe(journal)
         services.start()
+        self.host = StandInHost(services)
         services.pools.declare(self.settings)
         for pool in self.settings.pools:
             engine = MockEngine({"slots": pool.slots or 4, "ctx": pool.ctx or 4096, **pool.provisioning.options})
             directory.engines[pool.id] = self.engines[pool.id] = engine
             directory.known[pool.id] = properties = await engine.properties()
-            services.pools.ready(pool.id, properties, generation=1, load_ms=1, decode_mtok_s=0)
+            self.host.ready(pool.id, properties, decode_mtok_s=0)
 
         def ready(url: str) -> None:
             self.url = url

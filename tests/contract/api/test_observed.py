@@ -82,7 +82,7 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
     # The pool's engine fails, comes back as another process, and is drained.
     properties = small.call(lambda: pools._journal.head.pools.by_id["m"].observed)
     assert properties is not None
-    small.call(lambda: pools.unready("m", cause="driver-reset", detail="gone", advice="", retry_ms=1))
+    small.call(lambda: small.host.unready("m", "driver-reset", detail="gone"))
     until(lambda: values(http)["pool_ready"] == 0, "an unready pool")
     unready = values(http)
 
@@ -90,7 +90,7 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
         from llama_orch.core.ports import EngineProperties
 
         known = EngineProperties(engine_version="mock-1", model_name="mock", slots=1, ctx=4096)
-        pools.ready("m", known, generation=2, load_ms=1, decode_mtok_s=0)
+        small.host.ready("m", known, generation=2, decode_mtok_s=0)
         small.services.journal.append([PoolDraining(pool_id="m", deadline_ms=1)], actor="test", correlation="")
 
     small.run(again())

@@ -314,8 +314,7 @@ def test_capabilities_follow_the_live_pools_and_the_overrides(make_server: Calla
         running = submit(http, "[[mock fault=silent:1]]")
         until(lambda: http.get(f"/v1/tasks/{running}").json()["state"] == "running", "the start")
         assert http.get("/v1/capabilities").json()["engines"][0]["slots_free"] == 1
-        pools = server.services.pools
-        server.call(lambda: pools.unready("m", cause="engine-exited", detail="", advice="look", retry_ms=0))
+        server.call(lambda: server.host.unready("m", advice="look"))
         assert http.get("/v1/capabilities").json()["engines"] == []
         assert http.get("/readyz").status_code == 503
         assert http.get("/v1/pools/m/health").json()["last_error"]["advice"] == "look"

@@ -68,7 +68,7 @@ def test_an_engine_that_was_started_again_is_cold() -> None:
         _runs(stage, session_id=ONE)
         properties = stage.engines["p"].own_properties()
         with stage.loop.running():
-            stage.services.pools.ready("p", properties, generation=2, load_ms=0, decode_mtok_s=1)
+            stage.host.ready("p", properties, generation=2)
         stage.settle()
         assert not _runs(stage, session_id=ONE).warm
 

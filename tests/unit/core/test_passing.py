@@ -15,7 +15,7 @@ PINNED = PlacementRequest(mode="pin", pin_pool_id="a")
 def lose(stage: Stage, name: str) -> None:
     """The pool's engine is gone."""
     with stage.loop.running():
-        stage.services.pools.unready(name, cause="engine-exited", detail="", advice="", retry_ms=0)
+        stage.host.unready(name)
     stage.settle()
 
 

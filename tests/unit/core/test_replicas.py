@@ -13,7 +13,7 @@ from ...support.stage import Stage, on_stage, settings_for
 def _ready(stage: Stage, name: str, **differs: str) -> None:
     properties = msgspec.structs.replace(stage.engines[name].own_properties(), **differs)  # type: ignore[arg-type]
     with stage.loop.running():
-        stage.services.pools.ready(name, properties, generation=1, load_ms=0, decode_mtok_s=50_000)
+        stage.host.ready(name, properties)
     stage.settle()
 
 
