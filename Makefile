@@ -63,8 +63,8 @@ pytest-command: # for .ci/run, whose last line is pytest's
 quick: $(DEV) ## the tests that take seconds
 	$(PYTEST) -m "not slow" tests/unit tests/property $(ARGS)
 
-chaos: $(DEV) ## kill servers at random moments, as often as the bars say (four minutes)
-	CHAOS_KILLS=200 CHAOS_POSTGRESQL_KILLS=20 CHAOS_LLAMA_KILLS=20 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
+chaos: $(DEV) ## kill servers, engines and pool-managerd, as often as the bars say (an hour)
+	CHAOS_KILLS=200 CHAOS_POSTGRESQL_KILLS=20 CHAOS_LLAMA_KILLS=20 CHAOS_POOL_KILLS=50 CHAOS_POOL_LLAMA_KILLS=10 $(BIN)/python -m pytest -s -m chaos tests/chaos $(ARGS)
 
 check: lint types imports generated compliance unused scan docs ## everything but the tests
 
