@@ -221,6 +221,8 @@ def _await_pools(client: Client, shell: Shell) -> None:
             if error.status != exits.REFUSED or not isinstance(told.get("pools"), dict):
                 raise
         causes: dict[str, str] = told["pools"]  # type: ignore[assignment]
+        if "unloaded" in causes.values() and told.get("journal") == "ok":
+            return  # a task that asks for it loads it
         if not any(cause in _STARTING for cause in causes.values()) and told.get("journal") == "ok":
             raise _no_pool(client, causes)
         if time.monotonic() > deadline:

@@ -14,8 +14,11 @@ from ..core.settings import ManagerSettings
 from . import causes
 from .lifecycle import Trouble
 from .models.cache import Cache
-from .models.errors import StagingError
+from .models.errors import BrokenOffError, StagingError
+from .models.fitting import remote_shape
 from .models.locks import Locks
+from .models.references import parse
+from .models.sources import source_of
 from .models.staging import stage
 from .models.transfer import Progress as StagingProgress
 from .preparing import Order, Prepared, Progress, StartError
@@ -99,16 +102,26 @@ class Outfitter:
         )
 
     def size(self, order: Order) -> Size | None:
-        """What the order would take, as far as that can be told without fetching anything."""
+        """What the order would take, as far as that can be told; of a model that is not here the head alone is fetched."""
         if self._data_dir is None or not is_launched(order, self._launched):
             return None
         try:
             model, _ = self._model(order, lambda *_: None, threading.Event(), offline=True)
             return self._size(order, model.path, model.digest)
-        except StartError:
-            return None
+        except StartError as error:
+            return self._remote_size(order) if error.trouble.cause == "offline" else None
 
     # --- inside
+
+    def _remote_size(self, order: Order) -> Size | None:
+        if self._manager.forbid_downloads:
+            return None
+        try:
+            source = source_of(parse(self._models.get(order.model, order.model)))
+            shape, vllm = remote_shape(source, source.listing().files)
+            return None if vllm else size_of(order, shape, gpu_bytes=self._gpu_bytes())
+        except (StagingError, BrokenOffError, ValueError):
+            return None  # it will be told when the model is fetched
 
     def _model(
         self, order: Order, progress: Progress, cancelled: threading.Event, *, offline: bool = False

@@ -82,7 +82,7 @@ def _shape(place: ModelPlace, text: str, shell: Shell) -> tuple[ModelShape, bool
         raise StagingError("offline", f"{source} is not here, and nothing may be fetched")
     remote = source_of(parse(source), shell.environ)
     try:
-        return remote_shape(remote, remote.listing().files), False
+        return remote_shape(remote, remote.listing().files)
     except BrokenOffError as error:
         raise StagingError(error.cause, str(error)) from error
 

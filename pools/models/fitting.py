@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 import msgspec
 
-from ...core.gguf import GgufError, parse_head, read_model
+from ...core.gguf import GgufError, GgufHead, parse_head, read_model
 from ...core.scheduling.memory import MemoryNeed, ModelShape, fit, need, need_vllm, shape_of_gguf, shape_of_hf
 from .errors import BrokenOffError, StagingError
-from .metadata import read_json
+from .metadata import LARGEST_JSON, parse_object, read_json
 from .transfer import RemoteFile, Source
 
 _BLOCK: Final = 1024 * 1024
@@ -62,26 +62,49 @@ def shape_of(path: Path, *, hf: bool) -> ModelShape:
         raise StagingError("bad-model", str(error)) from error
 
 
-def remote_shape(source: Source, files: Sequence[RemoteFile]) -> ModelShape:
-    """The shape of a GGUF model that is not here: its head alone is fetched, a few megabytes.
+def remote_shape(source: Source, files: Sequence[RemoteFile]) -> tuple[ModelShape, bool]:
+    """The shape of a model that is not here, and whether it is for vLLM: heads or ``config.json`` alone are fetched.
 
     Raises:
-        StagingError: ``unsupported``: its head cannot be had, or alone does not tell; ``bad-model``.
+        StagingError: ``unsupported``: its heads cannot be had; ``bad-model``: they do not tell.
         BrokenOffError: the connection failed.
     """
-    if len(files) != 1 or not files[0].path.lower().endswith(".gguf") or files[0].size_bytes < 0:
+    parts = sorted((file for file in files if file.path.lower().endswith(".gguf")), key=lambda file: file.path)
+    named = {file.path: file for file in files}
+    if any(file.size_bytes < 0 for file in parts) or not (parts or "config.json" in named):
         raise StagingError(
             "unsupported",
-            "only of a single GGUF file the head can be read where it is",
+            "the heads of these files cannot be read where they are",
             remedy="Run `llama-orch models pull` first.",
         )
     try:
-        head = parse_head(
-            cast("BinaryIO", _Remote(source, files[0])), file_bytes=files[0].size_bytes, name=files[0].path
-        )
-        return shape_of_gguf(head)
-    except GgufError as error:
+        if parts:
+            heads = [_remote_head(source, file) for file in parts]
+            whole = msgspec.structs.replace(
+                heads[0],
+                tensors=tuple(tensor for head in heads for tensor in head.tensors),
+                file_bytes=sum(head.file_bytes for head in heads),
+            )
+            return shape_of_gguf(whole), False
+        weights = sum(max(0, file.size_bytes) for file in files if file.path.endswith(".safetensors"))
+        return shape_of_hf(_remote_object(source, named["config.json"]), file_bytes=weights), True
+    except (GgufError, ValueError) as error:
         raise StagingError("bad-model", str(error)) from error
+
+
+def _remote_head(source: Source, file: RemoteFile) -> GgufHead:
+    return parse_head(cast("BinaryIO", _Remote(source, file)), file_bytes=file.size_bytes, name=file.path)
+
+
+def _remote_object(source: Source, file: RemoteFile) -> dict[str, Any]:
+    stream = source.open(file, 0)
+    try:
+        raw = bytearray()
+        while len(raw) <= LARGEST_JSON and (piece := stream.read(_BLOCK)):
+            raw += piece
+    finally:
+        stream.close()
+    return parse_object(bytes(raw), file.path)
 
 
 def fits(shape: ModelShape, devices: Sequence[Device], *, slots: int, ctx: int, hf: bool) -> list[Fit]:

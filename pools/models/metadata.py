@@ -15,7 +15,8 @@ from .errors import StagingError
 
 #: more than any model has; what a file says above it is no number to count with
 MAX_PARAMETERS: Final = 2**56
-_LARGEST_JSON: Final = 64 * 1024 * 1024
+#: of a file that somebody else wrote
+LARGEST_JSON: Final = 64 * 1024 * 1024
 _LARGEST_TEMPLATE: Final = 256 * 1024
 
 
@@ -155,15 +156,19 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        raw = file.read(_LARGEST_JSON + 1)
-    if len(raw) > _LARGEST_JSON:
-        raise StagingError("bad-model", f"{path.name}: larger than {_LARGEST_JSON} bytes")
+        return parse_object(file.read(LARGEST_JSON + 1), path.name)
+
+
+def parse_object(raw: bytes, name: str) -> dict[str, Any]:
+    """An object from JSON that somebody else wrote. :raises StagingError: as :func:`read_json`."""
+    if len(raw) > LARGEST_JSON:
+        raise StagingError("bad-model", f"{name}: larger than {LARGEST_JSON} bytes")
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise StagingError("bad-model", f"{path.name}: not JSON: {str(error)[:200]}") from error
+        raise StagingError("bad-model", f"{name}: not JSON: {str(error)[:200]}") from error
     if not isinstance(found, dict):
-        raise StagingError("bad-model", f"{path.name}: holds {type(found).__name__}, takes an object")
+        raise StagingError("bad-model", f"{name}: holds {type(found).__name__}, takes an object")
     return found
 
 
@@ -176,7 +181,7 @@ def _safetensors_elements(path: Path, name: str) -> int:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_LARGEST_JSON, max(size - 8, 0)):
+        if not 2 <= length <= min(LARGEST_JSON, max(size - 8, 0)):
             raise StagingError("bad-model", f"{name}: no safetensors file, or one that ends within its head")
         try:
             head = json.loads(file.read(length))

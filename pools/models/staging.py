@@ -91,12 +91,13 @@ def stage(
         if hold_into is not None:
             hold_into.take(cache.hold(reference.id))
     else:
-        with cache.stage_lock(reference.id, cancel):
+        # Who asks nobody changes nothing, and need not wait until others are done.
+        with contextlib.nullcontext() if offline else cache.stage_lock(reference.id, cancel):
             staging = _Staging(reference, cache, wanted, cancel, waits_s)
             try:
                 staged = staging.run(lambda: source(reference), strict=strict, offline=offline, progress=progress)
             except StagingError as error:
-                if error.cause not in _TAKEN_UP_AGAIN:
+                if error.cause not in _TAKEN_UP_AGAIN and not offline:
                     cache.discard_partial(reference.id)
                 raise
             except OSError as error:

@@ -177,8 +177,23 @@ def test_of_a_model_that_is_not_here_the_head_alone_is_fetched(server, tmp_path)
     source = source_of(parse("hf:org/large"), {"HF_ENDPOINT": server.url})
     (file,) = source.listing().files
     here = put(tmp_path / "large.gguf", large)
-    assert remote_shape(source, [file]) == shape_of_gguf(read_head(here))
+    assert remote_shape(source, [file]) == (shape_of_gguf(read_head(here)), False)
     assert len(server.gets(f"/cdn/{sha256(large)}")) == 1
+
+
+def test_of_a_split_model_all_heads_are_read_and_of_an_hf_model_its_configuration(server, tmp_path):
+    server.publish("org/big", split_gguf(3))
+    source = source_of(parse("hf:org/big/big-00002-of-00003.gguf"), {"HF_ENDPOINT": server.url})
+    shape, vllm = remote_shape(source, source.listing().files)
+    assert (shape.parameters, vllm) == (3 * 4096, False)
+    config = json.loads(hf_model()["config.json"]) | {"vocab_size": 600, "intermediate_size": 256}
+    files = hf_model() | {"config.json": json.dumps(config).encode()}
+    server.publish("org/hf", files)
+    source = source_of(parse("hf:org/hf"), {"HF_ENDPOINT": server.url})
+    for name, content in files.items():
+        put(tmp_path / "hf" / name, content)
+    assert remote_shape(source, source.listing().files) == (shape_of(tmp_path / "hf", hf=True), True)
+    assert not [one for one in server.asked if "safetensors" in one.path]
 
 
 def test_a_head_that_is_hostile_is_refused(server):

@@ -7,10 +7,11 @@ import threading
 import pytest
 
 from llama_orch.core.events.model import ModelStaged
-from llama_orch.core.settings import PoolSettings
+from llama_orch.core.settings import ManagerSettings, PoolSettings
 from llama_orch.pools.models.cache import Cache
 from llama_orch.pools.models.errors import StagingError
 from llama_orch.pools.models.locks import Locks
+from llama_orch.pools.models.references import parse
 from llama_orch.pools.models.staging import stage
 from llama_orch.pools.outfitting import Outfitter, config_of
 from llama_orch.pools.preparing import Prepared, order_of
@@ -93,3 +94,28 @@ def test_what_is_staged_for_a_pool_is_held_and_told_once(tmp_path):
     assert not [fact for fact in second.facts if isinstance(fact, ModelStaged)]
     assert second.held is not None
     second.held.release()
+
+
+def test_a_model_that_is_not_here_is_sized_by_its_head_alone(tmp_path):
+    with serving() as server:
+        server.files["/tiny.gguf"] = gguf(2, elements=1024 * 1024)
+        url = f"{server.url}/tiny.gguf"
+        outfitter = Outfitter({"llamacpp"}, {"tiny": url}, data_dir=tmp_path / "data")
+        order = order_of(PoolSettings(id="a", model="tiny"), "tiny", ["cpu"])
+        size = outfitter.size(order)
+        assert size is not None
+        assert size.event.parameters == 1024 * 1024
+        assert Cache(tmp_path / "data" / "models").records() == []
+        outfitter.configure(ManagerSettings(forbid_downloads=True))
+        asked = len(server.asked)
+        assert outfitter.size(order) is None
+        assert len(server.asked) == asked
+
+
+def test_a_model_that_somebody_fetches_for_long_is_sized_at_once(tmp_path):
+    with serving() as server:
+        server.files["/tiny.gguf"] = gguf(2)
+        url = f"{server.url}/tiny.gguf"
+        outfitter = Outfitter({"llamacpp"}, {"tiny": url}, data_dir=tmp_path / "data")
+        with Cache(tmp_path / "data" / "models").stage_lock(parse(url).id):
+            assert outfitter.size(order_of(PoolSettings(id="a", model="tiny"), "tiny", ["cpu"])) is not None
