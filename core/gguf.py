@@ -36,7 +36,6 @@ _U64: Final = struct.Struct("<Q")
 #: bounds on what a head may say; real files stay far below
 MAX_ENTRIES: Final = 16_384
 MAX_TENSORS: Final = 65_536
-MAX_STRINGS: Final = 8_000_000
 MAX_HEAD_BYTES: Final = 256 * 1024 * 1024
 #: of what is kept in memory, counted generously
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -278,7 +277,6 @@ class _Source:
         self._base = 0
         self._at = 0
         self._kept = 0
-        self._strings = 0
         self.file_bytes = file_bytes
         self.name = name
 
@@ -324,9 +322,6 @@ class _Source:
 
     def skip_strings(self, count: int) -> None:
         """Pass over an array of strings."""
-        self._strings += count
-        if self._strings > MAX_STRINGS:
-            raise GgufError(f"{self.name}: more than {MAX_STRINGS} strings in arrays")
         self._check(8 * count)
         unpack = _U64.unpack_from
         while count:

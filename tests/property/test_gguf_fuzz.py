@@ -110,7 +110,7 @@ def test_absurd_numbers_anywhere_are_refused_or_sound(data):
 
 def test_a_file_cut_off_at_any_byte_is_refused():
     for length in range(len(VALID)):
-        with pytest.raises(GgufError):
+        with pytest.raises(GgufError, match="cut off" if length >= len(HEAD) else "no GGUF|ends within its head"):
             read(VALID[:length])
 
 
@@ -135,6 +135,7 @@ HOSTILE = {
     "key": b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, U64) + b"x" * 100,
     "string": file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IQ", 8, 2**62)], []),
     "array": file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IIQ", 9, 0, 2**63)], []),
+    "array at the end": file_of([entry("k", array("B", bytes(100)))[:-1]], []),
     "array of strings": file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IIQ", 9, 8, 2**60)], []),
     "string in an array": file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IIQQ", 9, 8, 1, U64)], []),
     "nested arrays": file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IIQ", 9, 9, 1) * 1000], []),
@@ -185,9 +186,19 @@ def many(kind):
     return file_of([], [tensor(f"{n:040}", (1, 1, 1, 1), 24, 32 * n) for n in range(60_000)], data=60_000 * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["entries", "one long text", "wide characters", "strings", "numbers", "tensors"])
 def test_a_head_that_says_all_it_may_stays_within_the_bound(kind):
     assert peak_bytes(many(kind)) < MEMORY_BYTES
+
+
+def test_a_head_that_is_larger_than_any_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "m.gguf"
+    size = gguf.MAX_HEAD_BYTES + 1
+    path.write_bytes(file_of([b"\x01\0\0\0\0\0\0\0k" + struct.pack("<IIQ", 9, 0, size)], []))
+    os.truncate(path, 2 * size)
+    with pytest.raises(GgufError, match="the head is larger than"):
+        read_head(path)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
