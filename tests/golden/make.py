@@ -1,6 +1,6 @@
 """Writes a golden journal: every event type and every kind of chunk, with fixed ids, clock and salts.
 
-``python tests/golden/make.py tests/golden/vN`` was run once for each released format. A golden journal is never made
+``python -m tests.golden.make tests/golden/vN`` was run once for each released format. A golden journal is never made
 anew after its release: it stands for the journals that people have.
 """
 
@@ -39,6 +39,9 @@ from llama_orch.core.ports import IndexRow
 from llama_orch.core.services.bodies import pieces
 from llama_orch.core.types import Entry
 from llama_orch.plugins.manager import PluginManager
+
+from .pools_story import batches
+from .states import add
 
 START_NS = 1_790_000_000_000_000_000
 
@@ -205,10 +208,11 @@ async def _write(folder: Path) -> None:
     await say("t-runs", 1, [Entry(text=f" {n}", ids=(n,)) for n in range(40)])
     changed = [(f.frame_no, drop_chunks(f, lambda chunk: not chunk.is_transcript)) for f in store.frames_at(frames)]
     journal.stage_rewrites([(number, raw) for number, raw in changed if raw is not None])
-    await append(_admitted("t-waits", body_id))
+    await append(_admitted("t-waits", body_id, prefixes=["a1b2c3d4e5f6"]))
+    for batch in batches():
+        await append(*batch)
     await append(ServerStopped(epoch=journal.epoch))
     expected = {
-        "digest": journal.head.digest(),
         "next_seq": journal.head.next_seq,
         "frames": journal.committed_frame,
         "texts": texts,
@@ -227,6 +231,7 @@ def main() -> None:
         connection.execute("PRAGMA journal_mode=DELETE")
     for leftover in ("journal.db.lock", "journal.db-wal", "journal.db-shm"):
         (folder / leftover).unlink(missing_ok=True)
+    add(folder)
 
 
 if __name__ == "__main__":

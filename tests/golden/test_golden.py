@@ -16,7 +16,7 @@ from llama_orch.core.journal.history import facts_of, segments_in
 from llama_orch.core.journal.replay import replay
 from llama_orch.core.journal.verify import verify
 from llama_orch.core.ports import JournalStore
-from llama_orch.core.registry import load_all
+from llama_orch.core.registry import event_types, load_all
 from llama_orch.plugins.manager import PluginManager
 
 from .states import state_digests
@@ -61,6 +61,11 @@ def test_it_holds_every_event_type_of_its_time(golden: tuple[JournalStore, Any, 
     store, _, expected = golden
     held = {record.name for frame in store.frames(1) for record in facts_of(frame)}
     assert held == set(expected["types"])
+
+
+def test_the_newest_one_holds_every_event_type() -> None:
+    newest = json.loads((HERE / VERSIONS[-1] / "expected.json").read_text())
+    assert set(newest["types"]) == {declared.name for declared in event_types()}
 
 
 def test_its_texts_can_be_read(golden: tuple[JournalStore, Any, dict[str, Any]]) -> None:
