@@ -43,8 +43,8 @@ class Lock:
         except OSError:
             os.close(self._file)
             raise
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps({"pid": os.getpid()}).encode(), 0)
+        # Of one length, so that one write replaces what the last holder wrote.
+        os.pwrite(self._file, b'{"pid": %19d}\n' % os.getpid(), 0)
 
     def release(self) -> None:
         """Another one may start."""

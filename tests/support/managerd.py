@@ -17,8 +17,9 @@ LINGER = {"LLORCH_MANAGER__LINGER_MS": "20000"}
 
 
 def managerd_pid(data: Path) -> int:
-    """The pool-managerd of a data directory; 0 = none runs."""
-    return running(data / "pools")
+    """The pool-managerd of a data directory; 0 = none runs (or it has not said yet which process it is)."""
+    pid = running(data / "pools")
+    return pid if pid > 0 and process_table().start_ticks(pid) is not None else 0
 
 
 def engine_pids(data: Path) -> dict[int, str]:
