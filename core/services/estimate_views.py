@@ -8,7 +8,8 @@ import msgspec
 
 from ..journal.journal import Journal
 from ..projections.calibration import Calibration, Score
-from ..projections.estimates import Estimates, PoolRates
+from ..projections.estimates import Estimates
+from ..projections.measures import PoolRates
 from .estimates import Estimator
 
 #: quantiles that a pinball loss is the mean of

@@ -15,8 +15,9 @@ import msgspec
 
 from ..lengths import LengthCurve, edge_of, shifted_prior
 from ..projections.calibration import Calibration
-from ..projections.estimates import Counts, Estimates, Lane, PoolRates
+from ..projections.estimates import Estimates
 from ..projections.head import Head
+from ..projections.measures import Counts, Lane, PoolRates
 from ..projections.pools import PoolState
 from ..projections.queue import BATCH, INTERACTIVE
 from ..projections.tasks import TaskState
@@ -79,8 +80,11 @@ class Estimator:
             pools: those of the group's pools that may take it; ``None`` = all.
         """
         serving = head.pools.serving(group) if pools is None else pools
-        situation, band = self._situation(head, group, serving, ahead, now_ns, priority, prompt_tokens)
-        model = [round(us / 1000) for us in start_us(situation)]
+        model = self._free_model(head, serving, ahead, now_ns, prompt_tokens)
+        band = "batch-free" if priority == BATCH else "free"
+        if model is None:
+            situation, band = self._situation(head, group, serving, ahead, now_ns, priority, prompt_tokens)
+            model = [round(us / 1000) for us in start_us(situation)]
         low, middle, high = head.of(Calibration).corrected(group, band, model)
         middle = max(low, middle)
         return StartEstimate(middle, low, max(middle, high), band, tuple(model), self._grounded(head, group, serving))
@@ -192,6 +196,24 @@ class Estimator:
 
     # --- what the model reads --------------------------------------------------------------------------------
 
+    def _free_model(
+        self, head: Head, serving: Sequence[PoolState], ahead: int, now_ns: int, prompt_tokens: int
+    ) -> list[int] | None:
+        """The model's milliseconds when a slot is free for it, which is quickly said; ``None``: none is."""
+        rates = head.of(Estimates)
+        free = 0
+        having: list[PoolRates | None] = []
+        for pool in serving:
+            name = pool.declared.pool_id
+            here = pool.slots - head.leases.count(name)
+            if here > 0 and pool.ready and not pool.draining and pool.suspect_until_ns <= now_ns:
+                free += here
+                having.append(rates.pools.get(name))
+        if free <= ahead:
+            return None
+        middle, off = accept_us(having, prompt_tokens)
+        return [max(0, round((middle - off) / 1000)), round(middle / 1000), round((middle + off) / 1000)]
+
     def _situation(
         self,
         head: Head,
@@ -203,58 +225,55 @@ class Estimator:
         prompt_tokens: int,
     ) -> tuple[Situation, str]:
         rates = head.of(Estimates)
-        lanes = [lane for p in (INTERACTIVE, BATCH) if (lane := rates.lanes.get((group, p))) is not None]
         own = rates.lanes.get((group, priority))
-        before = lanes if priority == BATCH else ([own] if own is not None else [])
+        other = rates.lanes.get((group, INTERACTIVE)) if priority == BATCH else None
+        before = [lane for lane in (other, own) if lane is not None]
         mean, square, seen, prompt = self._work(rates, group, before)
         ready = [p for p in serving if p.ready and not p.draining]
         coming = [p for p in serving if not p.ready and p.cause in ("starting", "loading")]
         chosen = [*ready, *coming] or list(serving)
-        loads, accept_us, accept_off = [], [], []
-        free = slots = 0
-        for pool in chosen:
-            name = pool.declared.pool_id
-            measured = rates.pools.get(name)
-            most = pool.slots or pool.declared.slots or 1
-            load = PoolLoad(
-                free=0,
-                running=[],
-                token_us=token_us(measured, most),
-                overhead_us=prompt_us(measured, prompt),
-            )
-            if pool not in ready:
-                load.opens_us = self._opens_us(rates, group, measured, now_ns)
-            elif pool.suspect_until_ns > now_ns:
-                left = (pool.suspect_until_ns - now_ns) / 1000
-                load.opens_us = (left, left, left)
-            for lease_id in head.leases.slots.get(name, {}).values():
-                state = head.tasks.live.get(head.leases.by_id[lease_id].task_id)
-                load.running.append(self._running(rates, measured, state, now_ns, most))
-            load.free = max(0, most - len(load.running))
-            if pool in ready:
-                free += load.free if not load.opens_us[1] else 0
-                slots += most
-            loads.append(load)
-            if measured is not None and measured.accept_us.n:
-                accept_us.append(measured.accept_us.at(prompt_tokens))
-                accept_off.append(measured.accept_us.off.mean)
+        loads = [self._load(head, group, pool, pool in ready, prompt, now_ns) for pool in chosen]
+        middle, off = accept_us([rates.pools.get(p.declared.pool_id) for p in chosen], prompt_tokens)
         situation = Situation(
             pools=loads,
             ahead=ahead,
             mean_tokens=mean,
             square_tokens=square,
             seen=seen,
-            accept_us=sum(accept_us) / len(accept_us) if accept_us else _ACCEPT_US,
-            accept_off_us=_OFFS * sum(accept_off) / len(accept_off) if accept_off else _ACCEPT_US,
+            accept_us=middle,
+            accept_off_us=off,
             leaving=leaving_per_us(before),
         )
         if priority == BATCH and own is not None and own.turn_ms.seen and _others_came(rates, group, now_ns):
             situation.turn_us, situation.turn_off_us = own.turn_ms.mean * 1000.0, 1250.0 * own.turn_ms.off
             situation.lane_ahead = min(ahead, own.tasks)
-        loading = not ready and any(
+        loading = any(
             (known := rates.pools.get(p.declared.pool_id)) is not None and known.loading_since_ns for p in chosen
         )
-        return situation, _band(free, slots, ahead, priority, loading=loading)
+        return situation, _band(sum(p.slots or 1 for p in ready), ahead, priority, loading=loading)
+
+    def _load(self, head: Head, group: str, pool: PoolState, ready: bool, mean_prompt: int, now_ns: int) -> PoolLoad:
+        """One pool as the model sees it."""
+        rates = head.of(Estimates)
+        name = pool.declared.pool_id
+        measured = rates.pools.get(name)
+        most = pool.slots or pool.declared.slots or 1
+        load = PoolLoad(
+            free=0,
+            running=[],
+            token_us=token_us(measured, most),
+            overhead_us=prompt_us(measured, mean_prompt),
+        )
+        if not ready:
+            load.opens_us = self._opens_us(rates, group, measured, now_ns)
+        elif pool.suspect_until_ns > now_ns:
+            left = (pool.suspect_until_ns - now_ns) / 1000
+            load.opens_us = (left, left, left)
+        for lease_id in head.leases.slots.get(name, {}).values():
+            state = head.tasks.live.get(head.leases.by_id[lease_id].task_id)
+            load.running.append(self._running(rates, measured, state, now_ns, most))
+        load.free = max(0, most - len(load.running))
+        return load
 
     def _opens_us(
         self, rates: Estimates, group: str, pool: PoolRates | None, now_ns: int
@@ -342,17 +361,24 @@ def _seen(own: Counts | None, of_group: Counts | None) -> int:
     return max(own.seen if own else 0, min(12, of_group.seen) if of_group else 0)
 
 
-def _band(free: int, slots: int, ahead: int, priority: str, *, loading: bool) -> str:
-    """How busy a group is for somebody who comes now."""
+def _band(slots: int, ahead: int, priority: str, *, loading: bool) -> str:
+    """How busy a group without a free slot is, for somebody who comes now."""
     if not slots:
         band = "load" if loading else "swap"
-    elif ahead < free:
-        band = "free"
     elif ahead < slots:
         band = "next"
     else:
         band = "queue" if ahead < 4 * slots else "deep"
     return f"batch-{band}" if priority == BATCH else band
+
+
+def accept_us(pools: Sequence[PoolRates | None], prompt_tokens: int) -> tuple[float, float]:
+    """From a free slot to the engine's first sign of life, over some pools, and what 80 % of such times are off by."""
+    lines = [pool.accept_us for pool in pools if pool is not None and pool.accept_us.n]
+    if not lines:
+        return float(_ACCEPT_US), float(_ACCEPT_US)
+    middle = sum(line.at(prompt_tokens) for line in lines) / len(lines)
+    return middle, _OFFS * sum(line.off.mean for line in lines) / len(lines)
 
 
 def token_us(pool: PoolRates | None, streams: int) -> float:

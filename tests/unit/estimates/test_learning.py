@@ -7,8 +7,9 @@ import pytest
 
 from llama_orch.core.events.pool import PoolDeclared, PoolDraining, PoolLoading, PoolReady, PoolUnready
 from llama_orch.core.events.task import TaskAttemptFailed
-from llama_orch.core.projections.estimates import MOST_KINDS, MOST_LENGTHS, Average, Estimates, Line
+from llama_orch.core.projections.estimates import MOST_KINDS, MOST_LENGTHS, Estimates
 from llama_orch.core.projections.head import Head
+from llama_orch.core.projections.measures import Average, Line
 
 from .conftest import Fold
 
