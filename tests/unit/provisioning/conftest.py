@@ -67,10 +67,11 @@ class FileServer:
         if begin >= len(content) and wanted:
             request.send_error(416)
             return
+        if begin and kind == "gap":
+            begin = min(begin + 1, len(content) - 1)
         request.send_response(206 if begin else 200)
         if begin:
-            told = begin + 1 if kind == "gap" else begin
-            request.send_header("Content-Range", f"bytes {told}-{len(content) - 1}/{len(content)}")
+            request.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         request.send_header("Content-Length", str(len(content) - begin))
         request.end_headers()
         end = begin + int(value) if kind == "cut" else len(content)
