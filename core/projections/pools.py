@@ -140,6 +140,8 @@ class PoolState(msgspec.Struct, kw_only=True):
 #: how long a pool is passed over after an attempt on it broke off; doubles with each failure in a row
 _SUSPECT_NS = 50_000_000
 _SUSPECT_MAX_NS = 5_000_000_000
+#: causes that show a prediction of memory to have been too small
+_TOO_LARGE = frozenset({"vram-oom", "host-oom"})
 #: reasons of broken attempts that are no fault of the engine
 _NO_FAULT = frozenset({"restart", "diverged", "drained"})
 
@@ -269,6 +271,9 @@ class Pools(Projection):
         pool.last_cause = event.last_cause
         pool.retry_ns = record.time_ns + event.retry_ms * 1_000_000 if event.retry_ms else 0
         pool.since_ns = record.time_ns
+        if event.cause in _TOO_LARGE:
+            # It did not fit where it was predicted to: from now on it counts for more.
+            pool.memory_permille = min(max(1_000, pool.memory_permille) * 115 // 100, 4_000)
         pool.failing_since_ns = (pool.failing_since_ns or record.time_ns) if pool.failed else 0
         if event.cause == UNLOADED:
             pool.holds, pool.reserved_bytes = False, {}

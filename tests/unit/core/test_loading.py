@@ -304,3 +304,15 @@ def test_what_may_pass_by_itself_is_waited_for(rig: Rig) -> None:
     rig.submit(model_ref="a")
     rig.tell(PoolUnready(pool_id="p-a", cause="engine-crashed", retry_ms=500))
     assert rig.submit(model_ref="a").queue_position == 1
+
+
+def test_a_model_that_did_not_fit_where_it_was_predicted_to_counts_for_more_and_moves(rig: Rig) -> None:
+    rig.gpus(big=1000)
+    rig.size("a", 11_000)
+    rig.submit(model_ref="a")
+    assert rig.pool("a").devices == [SMALL]
+    rig.tell(PoolUnready(pool_id="p-a", cause="vram-oom", retry_ms=100))
+    assert rig.services.explaining.model("a")["pools"][0]["needs_bytes"] == 11_000 * MIB * 1150 // 1000
+    rig.goes("a")
+    rig.gpus()
+    assert rig.pool("a").devices == [BIG]
