@@ -15,7 +15,7 @@ from tests.engines.real_memory import HELD_OUT, MIB, TUNED, Measured, measure_al
 from .report import table
 
 BAR_PERMILLE = 100
-SETS = {"tuned on": TUNED, "held out": HELD_OUT}
+SETS = {"tuned": TUNED, "held-out": HELD_OUT}
 
 
 def row(found: Measured) -> list[str]:

@@ -23,7 +23,12 @@ def numbers(architecture="llama", /, **values):
     return [entry(f"{architecture}.{key.replace('__', '.')}", scalar("I", value)) for key, value in values.items()]
 
 
-PLAIN: dict[str, int] = {"block_count": 4, "embedding_length": 64, "attention__head_count": 4, "feed_forward_length": 128}
+PLAIN: dict[str, int] = {
+    "block_count": 4,
+    "embedding_length": 64,
+    "attention__head_count": 4,
+    "feed_forward_length": 128,
+}
 
 
 def test_a_models_file_says_its_shape(tmp_path):
