@@ -95,15 +95,15 @@ class Preparer(Protocol):
 class Memory(Protocol):
     """What memory there is, and who takes it. Called in a worker thread."""
 
-    def free_bytes(self, devices: Sequence[str]) -> Mapping[str, int]:
+    def free_bytes(self, devices: Sequence[str], /) -> Mapping[str, int]:
         """Free bytes now, of those devices that can be told; "cpu" is the host's memory."""
         ...
 
-    def taken_bytes(self, pids: Sequence[int], devices: Sequence[str]) -> Mapping[str, int]:
+    def taken_bytes(self, pids: Sequence[int], devices: Sequence[str], /) -> Mapping[str, int]:
         """What these processes take now, per device that can be told."""
         ...
 
-    def trouble(self, devices: Sequence[str]) -> Trouble | None:
+    def trouble(self, devices: Sequence[str], /) -> Trouble | None:
         """Why these devices cannot be used now; ``None`` = nothing is known against it."""
         ...
 

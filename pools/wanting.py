@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import msgspec
-
 from ..core.projections.pools import PoolState
 from ..core.settings import PoolSettings, Settings
 from .desired import DesiredPool, Handover
