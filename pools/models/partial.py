@@ -68,7 +68,7 @@ class PartialFile:
         self.digester.update(piece)
         self.size += len(piece)
         if self._content and self.size - self._synced >= SYNC_EVERY_BYTES:
-            os.fdatasync(self._file.fileno())
+            os.fsync(self._file.fileno())
             self._write_note(self.size)
 
     def restart(self, content: str | None = None) -> None:

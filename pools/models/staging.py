@@ -259,7 +259,15 @@ class _Staging:
             with contextlib.closing(partial):
                 resumed = partial.resumed_bytes
                 meter.file(file.path, resumed)
-                fetch(source, file, partial, meter=meter, cancel=self._cancel, waits_s=self._waits_s)
+                fetch(
+                    source,
+                    file,
+                    partial,
+                    meter=meter,
+                    cancel=self._cancel,
+                    room=lambda size: self._cache.make_room(self._reference.id, size),
+                    waits_s=self._waits_s,
+                )
                 if file.size_bytes < 0:
                     self._cache.make_room(self._reference.id, partial.size)
                 digester = partial.digester

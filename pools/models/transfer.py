@@ -22,6 +22,8 @@ from .partial import PartialFile
 WAITS_S: Final = (0.5, 2.0, 5.0, 10.0)
 _ENOUGH_BYTES: Final = 1024 * 1024
 _REPORT_EVERY_S: Final = 0.1
+#: room is asked for in such steps where nobody tells how large a file will be
+_ROOM_BYTES: Final = 64 * 1024 * 1024
 #: what the system answers when there is no room for more
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -202,9 +204,19 @@ def fetch(
     *,
     meter: Meter,
     cancel: Event,
+    room: Callable[[int], object],
     waits_s: Sequence[float] = WAITS_S,
 ) -> None:
     """Complete a part of a file. It stays as it is when this fails, to be taken up again.
+
+    Args:
+        source: where it comes from.
+        file: as the source lists it.
+        partial: what is here of it.
+        meter: counts what comes.
+        cancel: set it to end this soon.
+        room: of a file whose size its source did not list, hears how large it becomes before it does; it may raise.
+        waits_s: see :func:`retried`.
 
     Raises:
         StagingError: ``wrong-length``, ``interrupted``, ``unreachable``, ``disk-full``, ``cancelled``, or what the
@@ -229,7 +241,7 @@ def fetch(
         with contextlib.closing(stream), _interrupted_by(cancel, stream):
             changed = bool(partial.size and stream.etag and etag and stream.etag != etag)
             etag = stream.etag or etag
-            _copy(stream, file, partial, meter, cancel, changed=changed)
+            _copy(stream, file, partial, meter, cancel, room, changed=changed)
 
     retried(attempt, cancel=cancel, waits_s=waits_s, progressed=progressed)
 
@@ -257,7 +269,14 @@ def refuse_cancelled(cancel: Event) -> None:
 
 
 def _copy(
-    stream: Stream, file: RemoteFile, partial: PartialFile, meter: Meter, cancel: Event, *, changed: bool
+    stream: Stream,
+    file: RemoteFile,
+    partial: PartialFile,
+    meter: Meter,
+    cancel: Event,
+    room: Callable[[int], object],
+    *,
+    changed: bool,
 ) -> None:
     if stream.offset != partial.size or changed:
         meter.forget(partial.size)
@@ -267,11 +286,17 @@ def _copy(
     total = file.size_bytes if file.size_bytes >= 0 else stream.total
     if 0 <= stream.total != total:
         raise StagingError("wrong-length", f"{file.path}: announced with {total} bytes, and now it is {stream.total}")
+    if file.size_bytes < 0 <= total:
+        room(total)
+    asked = partial.size
     while total < 0 or partial.size < total:
         piece = stream.read(PIECE_BYTES if total < 0 else min(PIECE_BYTES, total - partial.size))
         refuse_cancelled(cancel)
         if not piece:
             break
+        if total < 0 and partial.size + len(piece) > asked:
+            asked = partial.size + _ROOM_BYTES
+            room(asked)
         try:
             partial.write(piece)
         except OSError as error:

@@ -15,6 +15,7 @@ import pytest
 from llama_orch.pools.models.cache import Cache
 from llama_orch.pools.models.errors import StagingError
 from llama_orch.pools.models.partial import PartialFile
+from llama_orch.pools.models.transfer import Listing, RemoteFile
 
 from ...support.model_files import gguf, sha256
 
@@ -170,3 +171,36 @@ def test_a_size_that_does_not_fit_the_limit_is_refused_with_the_numbers_before_i
         assert len(server.bytes_asked()) == asked
     staged(f"{server.url}/tiny.gguf", cache=cache)
     assert [record.ref for record in cache.records()] == [f"{server.url}/tiny.gguf"]
+
+
+def test_a_file_of_untold_length_stops_where_the_disk_would_be_full(staged, tmp_path, contents):
+    cache = Cache(tmp_path / "data" / "models", free_bytes=lambda path: 100 << 20)
+
+    class Endless:
+        offset, total, etag = 0, -1, ""
+        sent = 0
+
+        def read(self, size):
+            self.sent += size
+            return MODEL[:size]
+
+        def interrupt(self):
+            pass
+
+        def close(self):
+            pass
+
+    stream = Endless()
+
+    class Source:
+        def listing(self):
+            return Listing(source_url="endless:", files=[RemoteFile(path="endless.gguf")])
+
+        def open(self, file, offset):
+            return stream
+
+    with pytest.raises(StagingError) as caught:
+        staged("https://models.example/endless.gguf", cache=cache, source=lambda reference: Source())
+    assert caught.value.cause == "disk-full"
+    assert stream.sent <= 100 << 20
+    assert contents() == set()
