@@ -66,10 +66,10 @@ def bursts(draw: random.Random, models: Sequence[str]) -> list[TraceTask]:
             arrivals.append((at, draw.choice(asked)))
             at += _gap(draw, 1_200)
         at_ms += 150_000 + _gap(draw, 120_000)
-    at_ms = _gap(draw, 90_000)
+    at_ms = _gap(draw, 150_000)
     while at_ms < HOURS_MS:
         arrivals.append((at_ms, draw.choice(models)))
-        at_ms += _gap(draw, 90_000)
+        at_ms += _gap(draw, 150_000)
     return [
         TraceTask(
             n=n,

@@ -100,10 +100,12 @@ class SwapLimits(Struct, frozen=True, kw_only=True):
     turn_loads: int = 3
     #: shortest turn
     turn_ms: int = 10_000
-    #: waiting (task-milliseconds) per millisecond of loading that justifies taking an idle pool's place
-    idle_price: int = 5
-    #: the same when the pool that gives way is at work
-    busy_price: int = 10
+    #: waiting (task-milliseconds) per millisecond of loading that justifies taking the place of an idle pool, and of
+    #: one at work; first while one group waits, then while several do
+    idle_price: int = 1
+    busy_price: int = 2
+    crowded_idle_price: int = 6
+    crowded_busy_price: int = 12
 
 
 class SwapSnapshot(Struct, frozen=True, kw_only=True):

@@ -386,8 +386,28 @@ class _Desk:
         if best is None:
             return None
         hardship, value, _, victims = best
-        factor = self.limits.idle_price if hardship == _IDLE else self.limits.busy_price
-        return Eviction(place, victims, hardship, factor * (self._load_ms(place.pool) + value))
+        return Eviction(place, victims, hardship, self._price(place, victims, hardship, value))
+
+    def _price(self, place: Place, victims: tuple[PoolMemory, ...], hardship: int, value: int) -> int:
+        """Waiting that justifies an eviction: some times what the loads cost, more when several groups want the room.
+
+        While one alone waits, the time that the others have been idle counts for it, by half: nobody comes back to them.
+        """
+        limits, cost = self.limits, self._load_ms(place.pool) + value
+        keys = set(place.keys)
+        waiting = {
+            p.group
+            for p in self.pools
+            if p.group in self.demand and not self._served(p.group) and keys & {(p.host, d) for d in p.devices}
+        }
+        if len(waiting) > 1:
+            return cost * (limits.crowded_idle_price if hardship == _IDLE else limits.crowded_busy_price)
+        if hardship != _IDLE:
+            return cost * limits.busy_price
+        return max(0, cost * limits.idle_price - min(self._idle_ms(v) for v in victims) // 2)
+
+    def _idle_ms(self, pool: PoolMemory) -> int:
+        return 0 if pool.leases else max(0, (self.now - max(pool.last_used_ns, pool.since_ns)) // _MS)
 
     def _hardship(self, pool: PoolMemory) -> int:
         if pool.phase == "failed":
@@ -400,8 +420,7 @@ class _Desk:
         """What keeping a loaded pool is worth, in milliseconds: its load, the less the longer nobody used it."""
         if pool.phase == "failed":
             return 0
-        idle = 0 if pool.leases else max(0, (self.now - max(pool.last_used_ns, pool.since_ns)) // _MS)
-        return self._load_ms(pool) * _HALF_VALUE_MS // (_HALF_VALUE_MS + idle)
+        return self._load_ms(pool) * _HALF_VALUE_MS // (_HALF_VALUE_MS + self._idle_ms(pool))
 
     def _least_turn_ms(self, pool: PoolMemory) -> int:
         return max(self.limits.turn_ms, self.limits.turn_loads * self._load_ms(pool))
@@ -438,7 +457,7 @@ class _Desk:
         why = (
             f"passed over for {(self.now - need.since_ns) // _MS} of {self.limits.bound_ms} ms"
             if urgent
-            else f"{demand.waiting} tasks have waited {pressure} ms, loads cost {eviction.price} ms"
+            else f"{demand.waiting} tasks have waited {pressure} ms, {eviction.price} ms were worth it"
         )
         room = f"{need.group} needs {gib(max(place.wanted.values()))} on {_names(place)}: {why}"
         self.waits[need.group] = f"{names} makes room: {why}"

@@ -174,12 +174,16 @@ def test_sizes_are_told_to_a_tenth() -> None:
 # --- making room ---------------------------------------------------------------------------------------------------------
 
 
+def just_used(name: str, size_gib: int, **more: Any) -> PoolMemory:
+    return pool(name, size_gib, on="big", last_used_ns=NOW - 1_000 * MS, **more)
+
+
 def test_an_idle_model_makes_room_once_others_have_waited_as_long_as_that_is_worth() -> None:
-    pools = (pool("a", 20, on="big"), pool("b", 20))
+    pools = (just_used("a", 20), pool("b", 20))
     early = plan(*pools, waiting=(wants("b", waited_ms=1_000),))
     assert early.actions == ()
     assert "a would have to leave big; that is worth" in early.waits["m-b"]
-    assert NOW < early.next_look_ns < NOW + 300_000 * MS
+    assert NOW < early.next_look_ns < NOW + 20_000 * MS
     later = plan(*pools, waiting=(wants("b", waited_ms=(early.next_look_ns - NOW) // MS + 1_000),))
     (unload,) = later.actions
     assert isinstance(unload, Unload)
@@ -187,8 +191,21 @@ def test_an_idle_model_makes_room_once_others_have_waited_as_long_as_that_is_wor
     assert "m-b needs 20.0 GiB on big" in unload.reason
 
 
+def test_a_model_that_nobody_came_back_to_makes_room_at_once() -> None:
+    made = plan(pool("a", 20, on="big"), pool("b", 20), waiting=(wants("b"),))
+    assert [a.pool_id for a in made.actions] == ["a"], "it was idle for five minutes"
+
+
+def test_where_several_want_the_room_a_place_has_to_be_worth_more() -> None:
+    pools = (pool("a", 20, on="big"), pool("b", 20), pool("c", 20))
+    crowd = (wants("b", waited_ms=20_000), wants("c", waited_ms=10_000))
+    assert plan(*pools, waiting=crowd[:1]).actions != ()
+    assert plan(*pools, waiting=crowd).actions == ()
+    assert plan(*pools, waiting=(wants("b", waiting=9, waited_ms=20_000), crowd[1])).actions != ()
+
+
 def test_many_who_wait_are_worth_more_than_one() -> None:
-    pools = (pool("a", 20, on="big"), pool("b", 20))
+    pools = (just_used("a", 20), pool("b", 20))
     assert plan(*pools, waiting=(wants("b", waited_ms=10_000),)).actions == ()
     assert plan(*pools, waiting=(wants("b", waiting=20, waited_ms=10_000),)).actions != ()
 
