@@ -259,7 +259,7 @@ class ManagerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     forbid_downloads: bool = False
     #: size limit of the model cache, MiB; 0 = none
     model_cache_mib: Annotated[int, Meta(ge=0)] = 0
-    #: a model whose digest is not the wanted one is refused, and so is one without a digest
+    #: models that are here are read again at each start and held against their digests; what is damaged comes again
     strict_verification: bool = False
 
 
