@@ -87,14 +87,17 @@ def test_no_name_of_a_source_leads_out_of_its_folder(name):
     assert Path(checked).parts == tuple(checked.split("/"))
 
 
+PLANTED = "planted"
+
+
 def test_users_passwords_and_keys_are_in_no_name():
     for text in (
-        "https://user:planted@models.example/a.gguf?sig=planted&token=planted",
-        "s3://planted:planted@bucket/a.gguf",
-        "https://models.example/a.gguf?other=planted",
+        f"https://user:{PLANTED}@models.example/a.gguf?sig={PLANTED}&token={PLANTED}",
+        f"s3://{PLANTED}:{PLANTED}@bucket/a.gguf",
+        f"https://models.example/a.gguf?other={PLANTED}",
     ):
         reference = parse(text)
-        assert "planted" not in reference.text + repr(reference)
+        assert PLANTED not in reference.text + repr(reference)
 
 
 def test_queries_tell_models_apart_and_signatures_do_not():
