@@ -214,6 +214,60 @@ def test_whatever_is_killed_in_whatever_order_nothing_is_lost_or_orphaned(
     in_worlds(tmp_path, WIRE_POOL, wire_request, order, ROUNDS)
 
 
+def test_kills_while_things_still_start_leave_one_engine(tmp_path: Path) -> None:
+    """Between fork and record, record and readiness, readiness and fact: nothing stands still when it is hit."""
+
+    async def scenario(folder: Path, rng: random.Random) -> None:
+        async with world(folder, [WIRE_POOL], env=install(folder / "plugin")) as place:
+            pools = Pools(place, "wire")
+            load = Load(place.port, Ledger(), seed=SEED, make=wire_request, cancels=0.1)
+            load.start(4)
+            try:
+                for _ in range(4):
+                    if not place.pid:
+                        await place.start()
+                    await asyncio.sleep(rng.uniform(0, 1))  # no condition: anywhere
+                    for victim in rng.sample(ALL, rng.randrange(1, 4)):
+                        await pools.kill(victim)
+                if not place.pid:
+                    await place.start()
+                engine = await pools.whole()
+                await load.goes_on(30)
+                assert list(engine_pids(place.data)) == [engine.pid]
+                await finish(place, load)
+            finally:
+                await load.abort()
+            assert engine_pids(place.data) == {}
+
+    for number in range(max(2, ROUNDS // 2)):
+        (tmp_path / str(number)).mkdir()
+        asyncio.run(scenario(tmp_path / str(number), random.Random(SEED * 1000 + number)))
+
+
+def test_a_pool_managerd_that_hangs_is_replaced_and_the_engine_kept(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path, [WIRE_POOL], env=install(tmp_path / "plugin")) as place:
+            pools = Pools(place, "wire")
+            load = Load(place.port, Ledger(), seed=SEED, make=wire_request, cancels=0.1)
+            await place.start()
+            engine = await pools.whole()
+            load.start(4)
+            try:
+                hangs = managerd_pid(place.data)
+                os.kill(hangs, signal.SIGSTOP)
+                await load.goes_on(100)
+                async with asyncio.timeout(PATIENCE_S):
+                    while managerd_pid(place.data) in (0, hangs):
+                        await asyncio.sleep(0.05)
+                assert await pools.whole() == engine
+                await load.goes_on(30)
+                await finish(place, load)
+            finally:
+                await load.abort()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.real_llama
 @pytest.mark.parametrize("order", [(MANAGERD,), (SERVER, MANAGERD), ALL], ids=" ".join)
 def test_real_llama_cpp_is_kept_or_started_again(tmp_path: Path, order: tuple[str, ...]) -> None:
