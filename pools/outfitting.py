@@ -135,10 +135,11 @@ class Outfitter:
             progress(f"staging: {one.phase}", one.done_bytes, one.total_bytes, "bytes")
 
         held = None if offline else Locks()
+        cache = Cache(self._data_dir / "models", limit_bytes=self._manager.model_cache_mib * _MIB)
         try:
             staged = stage(
                 str(Path(ref).expanduser()) if ref.startswith("~") else ref,
-                cache=Cache(self._data_dir / "models", limit_bytes=self._manager.model_cache_mib * _MIB),
+                cache=cache,
                 strict=self._manager.strict_verification and not offline,
                 hold_into=held,
                 offline=offline or self._manager.forbid_downloads,
@@ -148,7 +149,9 @@ class Outfitter:
         except StagingError as error:
             permanent = error.cause in _PERMANENT
             raise StartError(Trouble(error.cause, error.message, error.what_to_do, permanent)) from error
-        facts = (ModelStaged(host="local", **staged.event_fields()),) if staged.changed else ()
+        facts: tuple[Any, ...] = ()
+        if not offline and cache.tell_once(staged.id, f"{staged.digest} {staged.verification}"):
+            facts = (ModelStaged(host="local", **staged.event_fields()),)
         return _Here(path=Path(staged.path), digest=staged.digest, held=held), facts
 
     def _size(self, order: Order, path: Path, digest: str) -> Size | None:

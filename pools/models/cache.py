@@ -114,6 +114,17 @@ class Cache:
         """Where the content of a digest lies, or would."""
         return self.root / "blobs" / digest.replace(":", "-")
 
+    def tell_once(self, id: str, what: str) -> bool:
+        """Whether this was not told of a model before; from now on it was. For events of models that others fetched."""
+        path = self.root / "handoff" / f"{id}.told"
+        try:
+            if path.read_text("utf-8") == what:
+                return False
+        except (OSError, UnicodeDecodeError):
+            pass  # nothing was told yet
+        write_whole(path, what.encode())
+        return True
+
     def is_whole(self, record: Record) -> bool:
         """All of a model's files are there, with their sizes."""
         if record.in_place:
@@ -441,6 +452,7 @@ class Cache:
         sync_directory(self.root / "names")
         shutil.rmtree(self.root / "trees" / record.id, ignore_errors=True)
         self.handoff_path(record.id).unlink(missing_ok=True)
+        (self.root / "handoff" / f"{record.id}.told").unlink(missing_ok=True)
         return self._drop_blobs({file.digest for file in record.files}) if not record.in_place else 0
 
     def _drop_blobs(self, digests: set[str]) -> int:

@@ -119,3 +119,23 @@ def test_a_model_that_somebody_fetches_for_long_is_sized_at_once(tmp_path):
         outfitter = Outfitter({"llamacpp"}, {"tiny": url}, data_dir=tmp_path / "data")
         with Cache(tmp_path / "data" / "models").stage_lock(parse(url).id):
             assert outfitter.size(order_of(PoolSettings(id="a", model="tiny"), "tiny", ["cpu"])) is not None
+
+
+def test_a_model_that_the_command_line_fetched_is_told_to_the_journal_when_it_is_loaded(tmp_path):
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(gguf(2))
+    stage(str(model), cache=Cache(tmp_path / "data" / "models"))
+    outfitter = Outfitter({"llamacpp"}, {"tiny": str(model)}, data_dir=tmp_path / "data")
+    order = order_of(PoolSettings(id="a", model="tiny"), "tiny", ["cpu"])
+    outfitter.size(order)  # tells nothing, and nothing counts as told
+
+    def told():
+        prepared = outfitter.prepare(order, progress=lambda *_: None, cancelled=threading.Event())
+        assert prepared.held is not None
+        prepared.held.release()
+        return [fact for fact in prepared.facts if isinstance(fact, ModelStaged)]
+
+    assert len(told()) == 1
+    assert told() == []
+    model.write_bytes(gguf(3))
+    assert len(told()) == 1
