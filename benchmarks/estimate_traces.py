@@ -123,6 +123,40 @@ def tide(queueing: Queueing) -> None:
     come()
 
 
+def shifts(queueing: Queueing) -> None:
+    """Three teams that work and rest in turns of their own, and a card that gets hot and slow for minutes at a time."""
+    chance = queueing.random
+    rate = 0.62 * pace(queueing, 200)
+    at_work = dict.fromkeys("uvw", True)
+
+    def come(team: str) -> None:
+        if at_work[team]:
+            median = {"u": 50, "v": 160, "w": 400}[team]
+            queueing.submit(
+                Request(
+                    owner=team,
+                    tokens=length(chance, median, 0.7, 3000),
+                    prompt_tokens=length(chance, 4 * median, 0.6),
+                    patience_s=chance.uniform(30, 300) if chance.random() < 0.15 else 0.0,
+                )
+            )
+        queueing.after(chance.expovariate(rate / 2), lambda: come(team))
+
+    def turn(team: str) -> None:
+        at_work[team] = not at_work[team]
+        queueing.after(chance.expovariate(1 / 400), lambda: turn(team))
+
+    def heat() -> None:
+        for pool in queueing.pools.values():
+            queueing.pace_to(pool, 0.02 if chance.random() < 0.7 else 0.028)
+        queueing.after(chance.expovariate(1 / 300), heat)
+
+    for team in at_work:
+        come(team)
+        turn(team)
+    heat()
+
+
 def _one(slots: int = 4) -> list[PoolModel]:
     return [PoolModel("p", slots=slots)]
 
@@ -131,7 +165,7 @@ def _unlike() -> list[PoolModel]:
     return [PoolModel("p", slots=4), PoolModel("q", slots=2, token_s=0.05)]
 
 
-#: name -> pools and rule; "tide" was looked at only after everything was tuned
+#: name -> pools and rule; nothing was tuned on "shifts"
 QUEUES: dict[str, tuple[Callable[[], list[PoolModel]], Rule]] = {
     "poisson": (_one, lambda q: poisson(q, 0.85)),
     "one slot": (lambda: _one(1), lambda q: poisson(q, 0.8)),
@@ -141,6 +175,7 @@ QUEUES: dict[str, tuple[Callable[[], list[PoolModel]], Rule]] = {
     "closed loops": (_one, lambda q: agents(q, 14)),
     "with batch": (_one, lambda q: agents(q, 14, mixed=True)),
     "tide": (_one, tide),
+    "shifts": (_one, shifts),
 }
 
 
@@ -203,7 +238,7 @@ def office(seed: int, hours: int) -> tuple[Rig, list[TraceTask]]:
     arrivals: list[tuple[int, str, str]] = []
     at_ms = 0.0
     while at_ms < hours * 3_600_000:
-        at_ms += draw.expovariate(1 / 800)
+        at_ms += draw.expovariate(1 / 2_000)
         if draw.random() < 0.15 + 0.85 * (1 + math.sin(at_ms / 900_000)) / 2:
             arrivals.append((round(at_ms), draw.choices([*sizes], [10, 2, 1])[0], "interactive"))
     arrivals += [(h * 3_600_000 + n * 50, "daily-9g", "batch") for h in range(hours) for n in range(60)]

@@ -93,11 +93,11 @@ def _add(to: Score, score: Score) -> None:
 
 
 TUNING: dict[str, Callable[[], Head]] = {
-    **{f"queue: {name}": (lambda n=name: run_queue(n, 1, 12_000)) for name in QUEUES if name != "tide"},  # type: ignore[misc]
+    **{f"queue: {name}": (lambda n=name: run_queue(n, 1, 12_000)) for name in QUEUES if name != "shifts"},  # type: ignore[misc]
     **{f"rig: {kind}": (lambda k=kind: run_rig(k, range(7, 11))) for kind in ("poisson", "bursts", "agents")},  # type: ignore[misc]
 }
 HELD_OUT: dict[str, Callable[[], Head]] = {
-    **{f"queue: {name}": (lambda n=name: run_queue(n, 31, 20_000)) for name in QUEUES},  # type: ignore[misc]
+    **{f"queue: {name}": (lambda n=name: run_queue(n, 51, 20_000)) for name in QUEUES},  # type: ignore[misc]
     **{f"rig: {kind}": (lambda k=kind: run_rig(k, range(301, 309))) for kind in ("poisson", "bursts", "agents")},  # type: ignore[misc]
     "rig: committed files": run_committed,
     "office": lambda: run_office(401, 6),

@@ -271,6 +271,12 @@ class Queueing:
             seconds, task_id = min(ends)
             self.after(seconds, lambda: self._finish(pool, task_id, version))
 
+    def pace_to(self, pool: PoolModel, token_s: float) -> None:
+        """Its engine is quicker or slower from now on."""
+        self._advance(pool)
+        pool.token_s = token_s
+        self._schedule(pool)
+
     def _finish(self, pool: PoolModel, task_id: str, version: int) -> None:
         if self._versions.get(pool.pool_id) == version:
             self._advance(pool)

@@ -15,7 +15,7 @@ LAST: Final = 79
 #: what one observation weighs in counts, so that halving them keeps a fraction
 UNIT: Final = 64
 #: observations that are held; older ones fade, since all counts are halved whenever there are more
-HELD: Final = 1024
+HELD: Final = 512
 
 
 def bucket_of(number: int) -> int:

@@ -18,15 +18,19 @@ from .projection import Projection, Recorded, on
 #: what an outcome weighs that nobody was ahead of; those behind the same others share their error, and weigh less
 UNIT: Final = 64
 _SHARED: Final = 8
+_LEAST_WEIGHT: Final = 6
 #: what all outcomes of a band weigh at most; older ones fade
 HELD: Final = 1000 * UNIT
 #: one spread of the model, in residuals
 ONE: Final = 1024
 #: outcomes of a group that its own correction needs; before that all groups' is used
 ENOUGH: Final = 50
-#: bounds of the levels, millionths
+#: levels that outcomes are looked up for at most, and where the levels stop on the inner side, millionths
 _OUTERMOST: Final = 2_000
 _INNERMOST: Final = 400_000
+#: how much a level beyond those stretches, and the weight that levels move by at least
+_STRETCH: Final = 4
+_LEAST_STEP: Final = 24
 #: groups and bands that are remembered; the longest unused is forgotten first
 MOST_BANDS: Final = 512
 #: part of a new wait that the moving average takes, and what makes 80 % of its mean absolute deviation at first
@@ -75,7 +79,8 @@ class Band(msgspec.Struct, gc=False):
 
     def places(self) -> list[int]:
         """Residuals that the ends and the middle of the next interval are put at."""
-        wanted = [level * self.weight // 1_000_000 for level in (self.low, 500_000, self.high)]
+        first, last = max(self.low, _OUTERMOST), min(self.high, 1_000_000 - _OUTERMOST)
+        wanted = [level * self.weight // 1_000_000 for level in (first, 500_000, last)]
         found: list[int] = []
         passed = 0
         for bucket in sorted(self.residuals):
@@ -84,7 +89,11 @@ class Band(msgspec.Struct, gc=False):
                 low, high = _edges(bucket)
                 found.append(low + (high - low) * (wanted[len(found)] - passed) // weight)
             passed += weight
-        return found + [_FARTHEST] * (3 - len(found))
+        found += [_FARTHEST] * (3 - len(found))
+        # Levels beyond what was ever seen stretch the interval.
+        found[0] -= (abs(found[0]) + ONE) * (first - self.low) * _STRETCH // 1_000_000
+        found[2] += (abs(found[2]) + ONE) * (self.high - last) * _STRETCH // 1_000_000
+        return found
 
     def learn(self, place: int, weight: int) -> None:
         """An outcome fell there."""
@@ -97,10 +106,10 @@ class Band(msgspec.Struct, gc=False):
 
     def adapt(self, *, below: bool, above: bool, weight: int) -> None:
         """The published interval held the outcome, or did not."""
-        step = _STEP * weight // UNIT
-        self.low = min(_INNERMOST, max(_OUTERMOST, self.low + (-9 * step if below else step) // 10))
+        step = _STEP * max(weight, _LEAST_STEP) // UNIT
+        self.low = min(_INNERMOST, max(-1_000_000, self.low + (-9 * step if below else step) // 10))
         high = self.high + (9 * step if above else -step) // 10
-        self.high = max(1_000_000 - _INNERMOST, min(1_000_000 - _OUTERMOST, high))
+        self.high = max(1_000_000 - _INNERMOST, min(2_000_000, high))
 
 
 class MovingAverage(msgspec.Struct, gc=False):
@@ -208,7 +217,7 @@ class Calibration(Projection):
             return  # it had started before
         outcome_ms = event.queue_time_ms
         place = residual(outcome_ms, pending.model_ms)
-        weight = 1 + UNIT * _SHARED // (_SHARED + pending.ahead)
+        weight = max(_LEAST_WEIGHT, UNIT * _SHARED // (_SHARED + pending.ahead))
         for key in ((pending.group, pending.band), ("", pending.band)):
             band = self._band(key)
             self._places.pop(key, None)

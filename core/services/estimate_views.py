@@ -20,7 +20,7 @@ class BandView(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions of one group and load band. ``average_…`` is what a moving average of past waits would have said."""
 
     #: "free": a slot was free; "next": somebody is before it, but fewer than there are slots; "queue": up to four times
-    #: as many; "deep": more; "load": the model is being loaded; "swap": it waits for memory. Batch tasks have their own.
+    #: as many; "deep": up to sixteen times as many; "flood": more; "load": the model is being loaded; "swap": it waits for memory. Batch tasks have their own.
     band: str
     #: outcomes
     n: int

@@ -367,8 +367,10 @@ def _band(slots: int, ahead: int, priority: str, *, loading: bool) -> str:
         band = "load" if loading else "swap"
     elif ahead < slots:
         band = "next"
+    elif ahead < 4 * slots:
+        band = "queue"
     else:
-        band = "queue" if ahead < 4 * slots else "deep"
+        band = "deep" if ahead < 16 * slots else "flood"
     return f"batch-{band}" if priority == BATCH else band
 
 

@@ -1,7 +1,9 @@
-"""A head that events are folded into by hand."""
+"""A head that events are folded into by hand; and the benchmarks, which are no part of the package, are found."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,10 @@ from llama_orch.core.journal.pending import stream_name
 from llama_orch.core.projections.head import Head
 from llama_orch.core.projections.projection import EntriesRecorded, Recorded
 from llama_orch.core.registry import type_of
+
+ROOT = Path(__file__).resolve().parents[3]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
 
 DECISION = DecisionRecord(
     selected_pool_id="p",
