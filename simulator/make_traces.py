@@ -145,20 +145,24 @@ TRACES: dict[str, tuple[int, Maker]] = {
 }
 
 
-def made() -> dict[str, bytes]:
-    """Every trace's file, by its name."""
+def made(shift: int = 0) -> dict[str, bytes]:
+    """Every trace's file, by its name; ``shift`` is added to the seeds, for traces that nothing was tuned on."""
     models = [pool.model for pool in reference_rig().pools]
-    return {f"{name}.jsonl": trace_bytes(make(random.Random(seed), models)) for name, (seed, make) in TRACES.items()}
+    return {
+        f"{name}.jsonl": trace_bytes(make(random.Random(seed + shift), models)) for name, (seed, make) in TRACES.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
-    """Write the traces, or check them."""
+    """Write the traces, or check them; the exit status."""
     parser = argparse.ArgumentParser(description="Make the committed traces.")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 = a file is not what this makes")
+    parser.add_argument("--shift", type=int, default=0, metavar="N", help="other traces of the same kinds")
+    parser.add_argument("--into", type=Path, default=folder, metavar="FOLDER", help="where to write them")
     options: Any = parser.parse_args(arguments)
     wrong = []
-    for name, content in made().items():
-        path = folder / name
+    for name, content in made(options.shift).items():
+        path = options.into / name
         if options.check:
             if not path.is_file() or path.read_bytes() != content:
                 wrong.append(name)

@@ -29,6 +29,15 @@ def test_a_changed_trace_is_noticed(tmp_path: Path, capsys) -> None:
     assert main(["--check"], tmp_path) == 0
 
 
+def test_other_seeds_make_other_traces_of_the_same_kinds(tmp_path: Path) -> None:
+    assert main(["--shift", "1000", "--into", str(tmp_path)]) == 0
+    for name, content in made().items():
+        other = read_trace(tmp_path / name)
+        assert trace_bytes(other) != content
+        assert {task.model for task in other} <= {pool.model for pool in reference_rig().pools}
+    assert main(["--check"]) == 0, "the committed ones are untouched"
+
+
 def test_traces_last_two_hours_and_ask_for_the_rigs_models() -> None:
     models = {pool.model for pool in reference_rig().pools}
     for name, path in built_in().items():
