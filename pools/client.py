@@ -100,7 +100,6 @@ class PoolClients:
         self._revision = 0
         #: revision in which what is wanted of a pool changed last
         self._changed: dict[str, int] = {}
-        self._incarnations: dict[str, str] = {}
         self._owner = ""
         self._stopping = False
         self._links = {LOCAL: Link(LOCAL, _local_dialer(data_dir / "pools"), self, starter=starter, grace_s=grace_s)}
@@ -168,11 +167,11 @@ class PoolClients:
         if not self._stopping and any(record.name in MOVING for record in records):
             self._want()
 
-    def _want(self) -> None:
+    def _want(self, *, anew: bool = False) -> None:
         """Tell the hosts what follows from head, once all of that is committed."""
         head = self._journal.head
         wanted = wanted_pools(head.pools.by_id, self._settings, self._launched)
-        if wanted == self._desired and self._revision:
+        if wanted == self._desired and self._revision and not anew:
             return
         before = {pool.settings.id: pool for pools in self._desired.values() for pool in pools}
         self._revision += 1
@@ -201,7 +200,9 @@ class PoolClients:
     def welcome(self, link: Link, welcome: Welcome) -> None:
         """A host obeys."""
         assert self._service is not None
-        self._incarnations[link.host] = welcome.incarnation
+        # What it is told first is no older than what is known of its engines: their generations count on.
+        link.forget()
+        self._want(anew=True)
         self._service.connected(link.host, welcome.boot_id, welcome.incarnation, welcome.version)
 
     def lost(self, link: Link, detail: str, *, grace_over: bool) -> None:

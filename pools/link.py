@@ -135,6 +135,10 @@ class Link:
         self._desired = desired
         self._send_desired()
 
+    def forget(self) -> None:
+        """What was wanted is out of date; nothing is said until there is something newer."""
+        self._desired = None
+
     def ack(self, incarnation: str, n: int) -> None:
         """Facts are in the journal."""
         if self._lines is not None:
@@ -227,7 +231,6 @@ class Link:
                 self._grace = None
             self._told = ""
             self._events.welcome(self, answer)
-            self._send_desired()
             self._facts = []
             consumer = asyncio.get_running_loop().create_task(self._consume(lines))
             await self._listen(lines)

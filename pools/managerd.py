@@ -23,7 +23,7 @@ from ..core.projections.pools import UNLOADED
 from ..core.registry import encode_payload, type_of
 from ..core.settings import ManagerSettings
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
-from .desired import Pools, PoolSink
+from .desired import DesiredPool, Pools, PoolSink
 from .fence import Fence
 from .logs import BoundedLog, last_lines, newest_log
 from .outbox import Entry, Outbox, kind_of
@@ -58,6 +58,11 @@ _RETRY_S: Final = 1.0
 _LOOK_S: Final = 0.5
 
 MakePools = Callable[[PoolSink], Pools]
+
+
+class _Started(msgspec.Struct):
+    pool_id: str
+    generation: int
 
 
 class Managerd:
@@ -411,7 +416,7 @@ class Managerd:
         known = self._pools is not None
         pools = self._pools or self._make_pools(self)
         self._pools = pools
-        await pools.apply(desired.pools, epoch=desired.epoch, manager=desired.manager)
+        await pools.apply(self._counted_on(desired.pools), epoch=desired.epoch, manager=desired.manager)
         wanted = {pool.settings.id for pool in desired.pools if pool.wanted}
         changed = {pool.settings.id for pool in desired.pools if before.get(pool.settings.id) != pool}
         for event, properties in pools.states():
@@ -423,6 +428,18 @@ class Managerd:
                 tells = tell_all and known and not (event.cause == UNLOADED and event.pool_id in wanted)
             if tells:
                 self.fact(event, properties)
+
+    def _counted_on(self, pools: list[DesiredPool]) -> list[DesiredPool]:
+        """Generations go on behind those that wait in the outbox: the journal does not know of them yet."""
+        highest: dict[str, int] = {}
+        for entry in self._outbox.pending:
+            if entry.fact.name == "pool.ready":
+                told = msgspec.json.decode(entry.fact.payload, type=_Started)
+                highest[told.pool_id] = max(told.generation, highest.get(told.pool_id, 0))
+        return [
+            msgspec.structs.replace(pool, generation_floor=max(pool.generation_floor, highest.get(pool.settings.id, 0)))
+            for pool in pools
+        ]
 
     async def _tunnel(self, lines: Lines, hello: Tunnel) -> Refused | None:
         states = self._pools.states() if self._pools is not None else []

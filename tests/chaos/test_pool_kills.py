@@ -38,8 +38,9 @@ from .world import HAIKU_POOL, World, quiet_port, world
 ROUNDS = int(os.environ.get("CHAOS_POOL_KILLS", "1"))
 LLAMA_ROUNDS = int(os.environ.get("CHAOS_POOL_LLAMA_KILLS", "1"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-#: more deaths of one engine within a short time open its circuit breaker, as they should
-ROUNDS_PER_WORLD = 4
+ROUNDS_PER_WORLD = 25
+#: more deaths of one engine within a short time, seen by one pool-managerd, open the circuit breaker, as they should
+DEATHS_PER_WORLD = 4
 ENGINE, MANAGERD, SERVER = "engine", "pool-managerd", "orchestratord"
 ALL = (ENGINE, MANAGERD, SERVER)
 ORDERS = [
@@ -198,10 +199,11 @@ async def killed(
 def in_worlds(tmp_path: Path, pool: dict[str, Any], make: Maker, order: tuple[str, ...], rounds: int) -> Counter[str]:
     """So many rounds, a few in each world."""
     counts: Counter[str] = Counter()
-    for number, begun in enumerate(range(0, rounds, ROUNDS_PER_WORLD)):
+    most = DEATHS_PER_WORLD if ENGINE in order and MANAGERD not in order else ROUNDS_PER_WORLD
+    for number, begun in enumerate(range(0, rounds, most)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        orders = [order] * min(ROUNDS_PER_WORLD, rounds - begun)
+        orders = [order] * min(most, rounds - begun)
         counts += asyncio.run(killed(folder, pool, make, orders, SEED + number))
     print(f"\n{' > '.join(order)}: {rounds} rounds, {dict(counts)}")
     return counts

@@ -24,7 +24,7 @@ from llama_orch.pools.protocol import Fact
 
 from ...support.store import Disk, MemoryStore
 from .conftest import SystemClock, plan_mock_server, run
-from .managerd_stage import Program, ready, unready, until
+from .managerd_stage import PROPERTIES, Program, ready, unready, until
 
 NAMES = {"mock": MockEngine, "wire": MockEngine}
 _ids = itertools.count()
@@ -267,6 +267,22 @@ def test_a_newer_server_takes_the_host_over_and_the_older_one_loses_its_pools(tm
                 assert it.fence.held.epoch == new.journal.epoch
             with contextlib.suppress(Exception):
                 await old.close()
+
+    run(scenario)
+
+
+def test_a_host_that_comes_back_hears_which_generations_there_were(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path, pool()) as here:
+            async with host(tmp_path) as it:
+                await until(lambda: here.pool.ready)
+                assert it.pools is not None
+                it.pools.sink.fact(ready("a", generation=5), PROPERTIES)
+                await until(lambda: here.pool.observed.generation == 5)
+            async with host(tmp_path) as it:
+                await until(lambda: it.pools and it.pools.applied)
+                assert it.pools is not None
+                assert it.pools.applied[0][1][0].generation_floor == 5
 
     run(scenario)
 

@@ -109,7 +109,7 @@ def test_facts_are_on_disk_before_they_are_sent_and_come_again_until_they_are_ac
             client = await it.command()
             (last,) = [fact for fact in await client.settled() if fact == facts[1]]
             client.ack(last)
-            await client.settled()
+            await until(lambda: not list((tmp_path / "outbox").iterdir()))
         async with program(tmp_path) as it:
             assert await (await it.command()).settled() == []
 
@@ -146,6 +146,25 @@ def test_on_each_connection_the_pools_are_told_as_they_are(tmp_path: Path) -> No
                 client.ack(fact)
                 client.lines.send(desired("a", epoch=epoch, revision=4))
                 assert await client.settled() == [], "nothing changed"
+
+    run(scenario)
+
+
+def test_generations_count_on_behind_those_that_the_journal_has_not_heard_of(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with program(tmp_path) as it:
+            client = await it.command()
+            client.lines.send(desired())
+            await until(lambda: it.pools)
+            assert it.pools is not None
+            it.pools.sink.fact(ready("a", generation=7))
+            await until(lambda: it.outbox.pending)
+        async with program(tmp_path) as it:
+            client = await it.command()
+            client.lines.send(desired("a", "b"))
+            await until(lambda: it.pools and it.pools.applied)
+            assert it.pools is not None
+            assert [pool.generation_floor for pool in it.pools.applied[-1][1]] == [7, 0]
 
     run(scenario)
 
