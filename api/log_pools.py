@@ -10,6 +10,7 @@ from ..core.events.manager import ManagerConnected, ManagerLost
 from ..core.events.model import EngineInstalled, ModelStaged
 from ..core.events.pool import (
     PoolDraining,
+    PoolHandedOver,
     PoolLoading,
     PoolMeasured,
     PoolReady,
@@ -108,6 +109,12 @@ def _reloaded(record: Recorded) -> Said:
     )
 
 
+def _handed_over(record: Recorded) -> Said:
+    event: PoolHandedOver = record.payload
+    human = f"No task runs on the engine any more that pool {event.pool_id} had before its reload: it is ended."
+    return "info", {"pool_id": event.pool_id}, human
+
+
 def _reload_failed(record: Recorded) -> Said:
     event: PoolReloadFailed = record.payload
     fields: Fields = {"pool_id": event.pool_id, "model_id": event.model_ref, "cause": event.cause}
@@ -169,6 +176,7 @@ SENTENCES: Final[dict[type, Callable[[Recorded], Said]]] = {
     PoolUndrained: _undrained,
     PoolReloading: _reloading,
     PoolReloaded: _reloaded,
+    PoolHandedOver: _handed_over,
     PoolReloadFailed: _reload_failed,
     PoolSlotsTuned: _slots_tuned,
     GpuObserved: _gpus,

@@ -72,6 +72,7 @@ class FakeServices:
 
     def __init__(self) -> None:
         self.admission = self.tasks = self.pools = self.capabilities = self.readers = self
+        self.draining = self.reloading = FakeChanges(self)
         self.cancel = FakeCancel(self)
         self.streams = FakeStreams(self)
         self.gpus = FakeGpus()
@@ -166,6 +167,31 @@ class FakeServices:
     def detach(self, task_id: str, caller: Caller, *, gone: bool) -> None:
         self.open -= 1
         self.detached.append(gone)
+
+
+class FakeChanges:
+    """`services.draining` and `services.reloading`."""
+
+    def __init__(self, services: FakeServices) -> None:
+        self._services = services
+        self.draining = False
+
+    async def drain(self, pool_id: str, caller: Caller, **rest: Any) -> FakeChanges:
+        self._services._ask("drain", (pool_id, rest))
+        self._services.state(pool_id)
+        self.draining = True
+        return self
+
+    async def undrain(self, pool_id: str, caller: Caller, **rest: Any) -> FakeChanges:
+        self._services._ask("undrain", pool_id)
+        self._services.state(pool_id)
+        self.draining = False
+        return self
+
+    async def reload(self, pool_id: str, new_model_ref: str, caller: Caller, **rest: Any) -> str:
+        self._services._ask("reload", (pool_id, new_model_ref, rest))
+        self._services.state(pool_id)
+        return rest["handover"] or "new-first"
 
 
 class FakeCancel:

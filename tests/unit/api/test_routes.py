@@ -341,3 +341,20 @@ def test_every_reference_in_the_description_leads_somewhere() -> None:
     text = json.dumps(described)
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in described["components"]["schemas"]
+
+
+def test_a_drain_passes_deadline_and_reason_on(ask: Ask, services: FakeServices) -> None:
+    answer = ask("POST", "/v1/pools/m/drain", body=b'{"deadline_ms": 500, "reason": "new card"}')
+    assert (answer.status, answer.json()) == (202, {"pool_id": "m", "draining": True, "active_leases": 0})
+    assert services.asked == [("drain", ("m", {"deadline_ms": 500, "reason": "new card", "correlation": "made"}))]
+    assert ask("POST", "/v1/pools/m/undrain").json()["draining"] is False
+
+
+@pytest.mark.parametrize("told, asked", [("auto", None), ("new-first", "new-first"), ("drain", "drain")])
+def test_a_reload_passes_model_and_handover_on(ask: Ask, services: FakeServices, told: str, asked: str | None) -> None:
+    body = json.dumps({"new_model_ref": "hf:o/r/m.gguf", "handover": told, "deadline_ms": 7}).encode()
+    answer = ask("POST", "/v1/pools/m/reload", body=body)
+    assert answer.status == 202
+    assert answer.json() == {"pool_id": "m", "new_model_ref": "hf:o/r/m.gguf", "handover": asked or "new-first"}
+    rest = {"handover": asked, "deadline_ms": 7, "correlation": "made"}
+    assert services.asked == [("reload", ("m", "hf:o/r/m.gguf", rest))]
