@@ -147,7 +147,7 @@ class Dispatcher:
         """Whether a task that comes now could start at once, with ``depth`` tasks before it."""
         head, now = self._journal.head, self._journal.now_ns()
         free = sum(
-            p.slots - head.leases.count(p.declared.pool_id)
+            max(0, p.slots - head.leases.count(p.declared.pool_id))
             for p in head.pools.serving(group)
             if p.ready and not p.draining and p.suspect_until_ns <= now
         )

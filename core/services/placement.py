@@ -130,7 +130,10 @@ def unmet_wish(
         ("placement.require_device_mask", lambda p: not mask or p.declared.device_mask == mask),
         ("placement.prefer_pools", lambda p: not prefers or p.declared.pool_id in prefers),
         ("placement.avoid_pools", lambda p: p.declared.pool_id not in wanted.avoid_pools),
-        ("determinism", lambda p: not strict or (p.slots or p.declared.slots or 1) == 1),
+        (
+            "determinism",
+            lambda p: not strict or ((p.slots or p.declared.slots or 1) == 1 and p.declared.slots_max <= 1),
+        ),
         ("ctx", lambda p: p.observed is None or not p.observed.ctx or ctx <= p.observed.ctx),
     )
     left = list(pools)
@@ -211,7 +214,7 @@ class Placement:
                 snapshot, pools=tuple(p for p in snapshot.pools if p.pool_id not in others)
             )
         if state.admitted.determinism == "strict":
-            excluded = {p.pool_id: why for p in snapshot.pools if (why := self._why_not_strict(p))}
+            excluded = {p.pool_id: why for p in snapshot.pools if (why := self._why_not_strict(head, p))}
             filters.append(FilterRecord(name="determinism", excluded=excluded))
             snapshot = PlacementSnapshot(
                 now_ns=snapshot.now_ns, pools=tuple(p for p in snapshot.pools if p.pool_id not in excluded)
@@ -221,8 +224,10 @@ class Placement:
             decision = msgspec.structs.replace(decision, filters_applied=[*filters, *decision.filters_applied])
         return decision
 
-    def _why_not_strict(self, pool: PoolView) -> str:
+    def _why_not_strict(self, head: Head, pool: PoolView) -> str:
         properties = self._engines.properties(pool.pool_id)
+        if head.pools.by_id[pool.pool_id].declared.slots_max > 1:
+            return "its slots are tuned, and others may join its batch"
         if pool.slots != 1 and pool.ready:
             return "its batch is shared"
         return "its engine cannot guarantee it" if properties is not None and not properties.strict_capable else ""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_orch.core.errors import OrchError
 from llama_orch.core.events.pool import PoolSlotsTuned
 from llama_orch.core.scheduling.tuning import TuningAims, TuningState, tune
 from llama_orch.core.services.tuning import LOOK_S
@@ -197,4 +198,12 @@ def test_slow_streams_cost_a_slot_and_the_lease_that_is_too_many_may_end() -> No
         stage.cancel(task)
         stage.attempt(task).free()
     stage.settle()
+    stage.end()
+
+
+def test_a_strict_task_is_not_given_to_a_pool_whose_batch_may_grow_meanwhile() -> None:
+    stage = tuned_stage("auto")
+    with pytest.raises(OrchError) as refused:
+        stage.submit(determinism="strict")
+    assert "determinism" in refused.value.message
     stage.end()
