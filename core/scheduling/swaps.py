@@ -33,7 +33,7 @@ _MS = 1_000_000
 #: the idle time after which a loaded model is worth half of what loading it again costs
 _HALF_VALUE_MS = 120_000
 #: candidates on one device of which all combinations are looked at
-_COMBINED = 8
+_COMBINED = 6
 #: a batch task's waiting counts for a part of an interactive one's
 _BATCH_PART = 4
 
@@ -107,6 +107,15 @@ class _Desk:
         self.ledger = Ledger(snapshot)
         self.pools = sorted(snapshot.pools, key=lambda p: p.pool_id)
         self.demand = {g.group: g for g in sorted(snapshot.groups, key=lambda g: g.group) if g.waiting}
+        self.of_group: dict[str, list[PoolMemory]] = {}
+        for pool in self.pools:
+            self.of_group.setdefault(pool.group, []).append(pool)
+        #: pools that are not loaded and could be in one way only
+        self.only_there = [
+            places[0]
+            for pool in self.pools
+            if pool.phase in ("unloaded", "failed") and len(places := self._places(pool)) == 1
+        ]
         self.actions: list[Action] = []
         self.waits: dict[str, str] = {}
         self.looks: list[int] = []
@@ -181,9 +190,8 @@ class _Desk:
     # --- who waits -------------------------------------------------------------------------------------------------
 
     def _served(self, group: str) -> bool:
-        return any(
-            p.phase in ("ready", "loading") and p.pool_id not in self.gone for p in self.pools if p.group == group
-        )
+        own = self.of_group.get(group, ())
+        return any(p.phase in ("ready", "loading") and p.pool_id not in self.gone for p in own)
 
     def _may_load(self, pool: PoolMemory) -> bool:
         if pool.phase == "unloaded":
@@ -199,7 +207,7 @@ class _Desk:
         """Groups to be served, in their order: the urgent ones, interactive ones, those due first."""
         needs = []
         for group, demand in self.demand.items():
-            own = [p for p in self.pools if p.group == group]
+            own = self.of_group.get(group, [])
             if not own or self._served(group):
                 continue
             pools = [p for p in own if self._may_load(p)]
@@ -249,7 +257,7 @@ class _Desk:
     def _share_ms(self, pool: PoolMemory) -> int:
         """A fair turn where more is asked for than there is time."""
         on = set(pool.devices)
-        rivals = sum(1 for g in self.demand if any(p.group == g and on & set(p.devices) for p in self.pools))
+        rivals = sum(1 for g in self.demand if any(on & set(p.devices) for p in self.of_group.get(g, ())))
         share = self.limits.bound_ms * _PLANNED // 100 // max(1, rivals)
         return share - self._load_ms(pool) - _BUSY_MS
 
@@ -327,24 +335,20 @@ class _Desk:
         return (int(self._blocks(place)), sharing, -speed, -left, place.pool.pool_id, ",".join(place.wanted))
 
     def _blocks(self, place: Place) -> bool:
-        for other in self.pools:
-            if other.group == place.pool.group or other.phase not in ("unloaded", "failed"):
-                continue
-            elsewhere = self._places(other)
-            if len(elsewhere) == 1 and set(elsewhere[0].keys) & set(place.keys):
-                if any(
-                    self.ledger.capacity(k) - place.wanted[k[1]] < elsewhere[0].wanted[k[1]]
-                    for k in elsewhere[0].keys
-                    if k in place.keys
-                ):
-                    return True
-        return False
+        """Whether a model that fits nowhere else could not be loaded beside it."""
+        return any(
+            self.ledger.capacity(key) - place.wanted[key[1]] < other.wanted[key[1]]
+            for other in self.only_there
+            if other.pool.group != place.pool.group
+            for key in other.keys
+            if key in place.keys
+        )
 
     def _load(self, place: Place, why: str) -> None:
         pool = place.pool
         self.ledger.promise(pool.host, place.wanted)
         self.loads.add(pool.pool_id)
-        own = [p.served_until_ns for p in self.pools if p.group == pool.group]
+        own = [p.served_until_ns for p in self.of_group[pool.group]]
         left = tuple(
             p.pool_id for p in self.pools if p.made_room_for == pool.group and p.served_until_ns > max(own, default=0)
         )
@@ -395,11 +399,12 @@ class _Desk:
         """
         limits, cost = self.limits, self._load_ms(place.pool) + value
         keys = set(place.keys)
-        waiting = {
-            p.group
-            for p in self.pools
-            if p.group in self.demand and not self._served(p.group) and keys & {(p.host, d) for d in p.devices}
-        }
+        waiting = [
+            group
+            for group in self.demand
+            if not self._served(group)
+            and any((p.host, d) in keys for p in self.of_group.get(group, ()) for d in p.devices)
+        ]
         if len(waiting) > 1:
             return cost * (limits.crowded_idle_price if hardship == _IDLE else limits.crowded_busy_price)
         if hardship != _IDLE:
@@ -499,7 +504,7 @@ class _Desk:
     def _spread(self) -> None:
         """A second pool of a group whose queue takes longer than loading it, where there is room anyway."""
         for group, demand in self.demand.items():
-            own = [p for p in self.pools if p.group == group]
+            own = self.of_group.get(group, [])
             if any(p.phase == "loading" or p.pool_id in self.loads for p in own) or not self._served(group):
                 continue
             for pool in own:
