@@ -107,6 +107,11 @@ class Home:
             "subprocess.Popen[bytes]", subprocess.Popen([*COMMAND, *arguments], cwd=self.root, env=environ, **named)
         )
 
+    def popen_managerd(self) -> subprocess.Popen[bytes]:
+        """A pool-managerd of one's own, as the system starts it."""
+        argv = [sys.executable, "-m", "llama_orch.cli.managerd", "--data-dir", str(self.data_dir)]
+        return subprocess.Popen(argv, cwd=self.root, env=self.environ, stderr=subprocess.DEVNULL)
+
     def call(self, *arguments: str, stdin: bytes | str = b"", environ: Mapping[str, str] | None = None) -> Done:
         """A call in a pipe."""
         process = self.popen(
