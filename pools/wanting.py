@@ -22,6 +22,7 @@ MOVING = frozenset(
         "pool.reloaded",
         "pool.reload_failed",
         "pool.handed_over",
+        "pool.undrained",
     }
 )
 
@@ -67,6 +68,7 @@ def _wanted(configured: PoolSettings, state: PoolState, settings: Settings, laun
         wanted=state.wanted if managed else True,
         devices=list(state.devices) or ["cpu"],
         generation_floor=state.observed.generation if state.observed is not None else 0,
+        attempt=state.attempts,
         next=following,
         next_model=following_model,
         handover=_handover(handover),

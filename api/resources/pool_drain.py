@@ -52,7 +52,7 @@ class PoolUndrainResource(Resource):
 
     @operation("Put a pool back into service.", status=202, errors=(NotFoundError, JournalUnavailableError))
     async def on_post(self, call: Call, pool_id: str) -> DrainAnswer:
-        """It is loaded again if it has to be, and takes tasks. A pool that is not drained stays as it is."""
+        """It is loaded again if it has to be, and takes tasks. One that failed is tried at once; others stay as they are."""
         pool = await self.services.draining.undrain(pool_id, call.caller, correlation=call.correlation)
         leases = self.services.journal.head.leases.count(pool_id)
         return DrainAnswer(pool_id=pool_id, draining=pool.draining, active_leases=leases)

@@ -102,7 +102,7 @@ def drain(options: argparse.Namespace, shell: Shell) -> int:
 
 @command("pools undrain", "put a pool back into service", arguments=_pool_argument, needs="server")
 def undrain(options: argparse.Namespace, shell: Shell) -> int:
-    """It is loaded again if it has to be, and takes tasks."""
+    """It is loaded again if it has to be, and takes tasks. One that failed is tried at once: say it when you mended the cause."""
     answer = client_of(options, shell).post(_path(options.pool, "undrain"))
     if shell.as_json:
         shell.json(answer)

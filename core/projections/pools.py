@@ -83,6 +83,8 @@ class PoolState(msgspec.Struct, kw_only=True):
     retry_ns: int = 0
     #: nothing but a person can mend it
     permanent: bool = False
+    #: how often somebody asked to try again at once
+    attempts: int = 0
     #: model that it is being changed to, and how; "" = it is not
     reloading_to: str = ""
     reload_source: str = ""
@@ -313,6 +315,7 @@ class Pools(Projection):
         pool = self.by_id.get(record.payload.pool_id)
         if pool is not None:
             self._undrain(pool)
+            pool.attempts += 1
 
     @staticmethod
     def _stops_serving(pool: PoolState, record: Recorded) -> None:

@@ -132,9 +132,9 @@ class DrainService:
         return pool
 
     async def undrain(self, pool_id: str, caller: Caller, *, correlation: str = "") -> PoolState:
-        """Put the pool back into service. :raises NotFoundError: there is no such pool."""
+        """Put the pool back into service; one that failed is tried at once. :raises NotFoundError: there is no such pool."""
         pool = self._pools.state(pool_id)
-        if pool.draining and pool.drain_cause == "operator":
+        if pool.failed or (pool.draining and pool.drain_cause == "operator"):
             seq = self._journal.append([PoolUndrained(pool_id=pool_id)], actor=caller.identity, correlation=correlation)
             self._dispatcher.pump(pool.declared.model_ref)
             await self._journal.synced(seq)

@@ -227,12 +227,13 @@ def test_one_pool_is_shown_in_words(server):
     assert server.home.json("pools", "show", "good")["memory"]["cpu"]["observed_bytes"] > 0
 
 
-def test_what_was_mended_is_tried_at_once_by_a_reload(server):
-    """Comes last: it mends a pool that the others need broken."""
-    path = Path(server.get("/v1/pools/truncated/health")["model_source"])
+@pytest.mark.parametrize("name, command", [("truncated", ["reload", "--wait"]), ("corrupt", ["undrain"])])
+def test_what_was_mended_is_tried_at_once(server, name, command):
+    """Comes last: it mends pools that the others need broken."""
+    path = Path(server.get(f"/v1/pools/{name}/health")["model_source"])
     path.write_bytes((path.parent / "whole.gguf").read_bytes())
-    done = server.home.call("pools", "reload", "truncated", "--wait")
+    done = server.home.call("pools", command[0], name, *command[1:])
     assert done.status == 0, done.err
-    assert server.get("/v1/pools/truncated/health")["ready"]
-    chat = {"model": "m-truncated", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    wait_until(lambda: server.get(f"/v1/pools/{name}/health")["ready"], f"{name} is ready")
+    chat = {"model": f"m-{name}", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
     assert server.post("/v1/chat/completions", chat)["choices"]

@@ -167,3 +167,13 @@ def test_what_is_due_follows_from_head(state, leases, due):
 
 def test_a_pool_whose_engine_is_somebody_elses_is_only_kept_free():
     assert plan_drains([drained()], {}, 100, managed=lambda _: False) == DrainPlan()
+
+
+def test_a_pool_that_failed_is_tried_at_once_when_somebody_says_that_it_is_mended(stage):
+    stage.tell(PoolUnready(pool_id="p", cause="bad-model", permanent=True, retry_ms=600_000))
+    before = stage.pool.attempts
+    stage.run(stage.services.draining.undrain("p", LOCAL))
+    assert stage.pool.attempts == before + 1
+    stage.comes_up(2)
+    stage.run(stage.services.draining.undrain("p", LOCAL))
+    assert stage.pool.attempts == before + 1, "there is nothing to try"
