@@ -100,7 +100,7 @@ def plan_mock_server(config: Mapping[str, Any]) -> LaunchPlan:
 
 def managed(data_dir: Path, heard: Heard, *, timing: Timing = TIMING, **more: Any) -> PoolManager:
     """A manager whose engine `wire` is a fast process, and `mock` lives inside this one."""
-    launchers = {"wire": plan_mock_server}
+    launchers = more.pop("launchers", {"wire": plan_mock_server})
     return PoolManager(
         sink=heard,
         data_dir=data_dir,

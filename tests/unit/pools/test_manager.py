@@ -18,7 +18,7 @@ from llama_orch.pools.hosts import free_port
 from llama_orch.pools.identity import MARKER, owner_of, process_table
 from llama_orch.pools.outfitting import model_path
 
-from .conftest import TIMING, Heard, desired, managed, pids, pool, run
+from .conftest import TIMING, Heard, desired, managed, pids, plan_mock_server, pool, run
 
 pytestmark = pytest.mark.slow
 
@@ -437,3 +437,39 @@ def test_models_are_named_by_alias_path_or_as_the_bundled_one(tmp_path):
     assert model_path(f"{tmp_path}/x.gguf", {}) == tmp_path / "x.gguf"
     assert model_path("haiku", {}).name == "haiku.gguf"
     assert model_path("~/m.gguf", {}) == Path.home() / "m.gguf"
+
+
+def test_what_an_engine_started_beyond_its_group_ends_with_it_also_when_nobody_watched(data_dir, tmp_path):
+    """As a container does, that lives on when the program that started it is killed."""
+    ended = tmp_path / "ended"
+
+    def plan(config):
+        found = plan_mock_server(config)
+        note = f"open({str(ended)!r}, 'a').write({config['marker']!r} + ' ')"
+        return msgspec.structs.replace(found, stop_argv=(sys.executable, "-c", note))
+
+    def manager_for(heard):
+        launchers = {"wire": plan}
+        return managed(data_dir, heard, launchers=launchers)
+
+    async def test():
+        heard = Heard()
+        first = manager_for(heard)
+        await first.apply(desired(pool()))
+        await heard.next("a", "ready")
+        marker = record(data_dir).marker
+        os.kill(record(data_dir).pid, signal.SIGKILL)
+        await heard.next("a", "killed")
+        assert ended.read_text() == f"{marker} "
+        await heard.next("a", "ready")
+        second_marker, second_pid = record(data_dir).marker, record(data_dir).pid
+        await first.stop(kill_engines=False)
+        os.kill(second_pid, signal.SIGKILL)
+        reap(record(data_dir))
+        second = manager_for(heard)
+        await second.apply(desired(pool()))
+        await heard.next("a", "ready")
+        assert second_marker in ended.read_text()
+        await second.stop(kill_engines=True)
+
+    run(test)
