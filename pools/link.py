@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from ..core.errors import JournalUnavailableError
 from .connection import Lines
 from .protocol import (
     PROTOCOL,
@@ -184,8 +186,12 @@ class Link:
             try:
                 await self._once()
                 pause_s = _FIRST_PAUSE_S
-            except (OSError, TimeoutError, ProtocolError, ManagerdStartError) as error:
+            except (OSError, TimeoutError, ProtocolError, ManagerdStartError, JournalUnavailableError) as error:
                 self._detail = str(error) or type(error).__name__
+            except Exception as error:
+                # A defect must not leave the host alone for ever: it is told, and tried again.
+                _log.exception("the connection to pool-managerd of %s", self.host)
+                self._detail = repr(error)
             if self._stopping:
                 return
             if self._starter is not None:
@@ -337,7 +343,8 @@ class Link:
         if detail != self._told:
             self._told = detail
             _log.warning("pool-managerd of %s: %s", self.host, detail)
-            self._events.lost(self, detail, grace_over=False)
+            with contextlib.suppress(JournalUnavailableError):  # it is told again when the grace is over
+                self._events.lost(self, detail, grace_over=False)
 
     def _wait_for_grace(self) -> None:
         if self._grace is None:
@@ -346,4 +353,7 @@ class Link:
     def _give_up(self) -> None:
         self._grace = None
         if self._lines is None:
-            self._events.lost(self, self._detail or "nobody answers", grace_over=True)
+            try:
+                self._events.lost(self, self._detail or "nobody answers", grace_over=True)
+            except JournalUnavailableError:
+                self._wait_for_grace()

@@ -148,6 +148,8 @@ class Managerd:
         self._tasks = [loop.create_task(self._write()), loop.create_task(self._look())]
         if self._look_at_devices is not None:
             self._tasks.append(loop.create_task(self._report(self._look_at_devices)))
+        for task in self._tasks:
+            task.add_done_callback(self._over)
         self._wait_for_somebody()
         if self._outbox:
             self._work.set()
@@ -157,6 +159,13 @@ class Managerd:
         """Let :meth:`run` end."""
         if not self._end.done():
             self._end.set_result(kill_engines)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """None of its tasks ends before the program does. One that failed is a defect: the next program does better
+        than this one, and the engines go on meanwhile."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.say("error", "defect", f"pool-managerd has a defect and ends: {error!r}")
+            self.stop(kill_engines=False)
 
     async def run(self) -> None:
         """Serve until told to stop, then end in order."""
@@ -281,7 +290,11 @@ class Managerd:
         if self._commander is None:
             return
         for entry in entries:
-            self._commander.send(entry.fact)
+            try:
+                self._commander.send(entry.fact)
+            except ProtocolError as error:
+                self._log.say("error", "fact", f"{entry.fact.name} cannot be told: {error}")
+                self._outbox.drop(entry)
 
     # --- connections -------------------------------------------------------------------------------------------------
 

@@ -168,6 +168,10 @@ class Outbox:
         """The journal has the facts of an incarnation up to this number."""
         self.pending = [e for e in self.pending if e.fact.incarnation != incarnation or e.fact.n > n]
 
+    def drop(self, entry: Entry) -> None:
+        """It can never be delivered."""
+        self.pending = [e for e in self.pending if e is not entry]
+
     def forget(self) -> None:
         """Nobody will ever ask for what waits here: it belonged to another journal."""
         self.pending.clear()

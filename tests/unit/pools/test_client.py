@@ -287,6 +287,22 @@ def test_a_host_that_comes_back_hears_which_generations_there_were(tmp_path: Pat
     run(scenario)
 
 
+def test_a_host_that_comes_back_while_the_journal_takes_nothing_is_taken_once_it_does(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path, pool(), grace_s=0.05) as here:
+            async with host(tmp_path):
+                await until(lambda: here.pool.ready)
+            here.disk.reopen_errors = 5
+            here.disk.commits.append("unknown")
+            here.journal.append([PoolUnready(pool_id="a", cause="x")], actor="t", correlation="")
+            await until(lambda: here.journal.status == "reopening")
+            async with host(tmp_path):
+                await until(lambda: here.journal.status == "ok")
+                await until(lambda: here.pool.ready)
+
+    run(scenario)
+
+
 def test_nobody_waits_for_a_host_that_is_not_there(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with asyncio.timeout(20), server(tmp_path, pool()) as here:

@@ -169,6 +169,23 @@ def test_generations_count_on_behind_those_that_the_journal_has_not_heard_of(tmp
     run(scenario)
 
 
+def test_a_fact_that_fits_no_line_is_dropped_and_the_others_arrive(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with program(tmp_path) as it:
+            client = await it.command()
+            client.lines.send(desired())
+            await until(lambda: it.pools)
+            assert it.pools is not None
+            it.pools.sink.fact(unready("a", "x" * 2_000_000))
+            await until(lambda: "cannot be told" in it.say())
+            it.pools.sink.fact(unready("b"))
+            await until(lambda: it.outbox.pending)
+            (fact,) = await client.settled()
+            assert b'"b"' in bytes(fact.payload)
+
+    run(scenario)
+
+
 def test_facts_wait_in_memory_while_the_disk_is_full(tmp_path: Path) -> None:
     class FullFiles(DirectoryFiles):
         full = True
