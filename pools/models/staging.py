@@ -7,7 +7,7 @@ time: one fetches, the others wait for it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Final
@@ -86,30 +86,43 @@ def stage(
         raise StagingError("bad-reference", f"{reference.text}: two digests are given, and they differ")
     cancel = cancel or Event()
     refuse_cancelled(cancel)
-    if reference.kind == "file":
-        staged = stage_in_place(reference, cache=cache, wanted=wanted, strict=strict, progress=progress, cancel=cancel)
-        if hold_into is not None:
-            hold_into.take(cache.hold(reference.id))
-    else:
-        # Who asks nobody changes nothing, and need not wait until others are done.
-        with contextlib.nullcontext() if offline else cache.stage_lock(reference.id, cancel):
-            staging = _Staging(reference, cache, wanted, cancel, waits_s)
-            try:
-                staged = staging.run(lambda: source(reference), strict=strict, offline=offline, progress=progress)
-            except StagingError as error:
-                if error.cause not in _TAKEN_UP_AGAIN and not offline:
-                    cache.discard_partial(reference.id)
-                raise
-            except OSError as error:
-                cause = "disk-full" if error.errno in NO_ROOM else "disk-failed"
-                if cause == "disk-full":
-                    cache.discard_partial(reference.id)
-                raise StagingError(cause, f"{cache.root} cannot be written: {error.strerror or error}") from error
+    try:
+        if reference.kind == "file":
+            staged = stage_in_place(
+                reference, cache=cache, wanted=wanted, strict=strict, progress=progress, cancel=cancel
+            )
             if hold_into is not None:
                 hold_into.take(cache.hold(reference.id))
-    if staged.changed:
-        append_provenance(cache.root.parent / "provenance.jsonl", staged, cache.now_ns() // 1_000_000)
+        else:
+            # Who asks nobody changes nothing, and need not wait until others are done.
+            with contextlib.nullcontext() if offline else cache.stage_lock(reference.id, cancel):
+                staging = _Staging(reference, cache, wanted, cancel, waits_s)
+                with _discarding(cache, reference.id, changes=not offline):
+                    staged = staging.run(lambda: source(reference), strict=strict, offline=offline, progress=progress)
+                if hold_into is not None:
+                    hold_into.take(cache.hold(reference.id))
+        if staged.changed:
+            append_provenance(cache.root.parent / "provenance.jsonl", staged, cache.now_ns() // 1_000_000)
+    except OSError as error:
+        cause = "disk-full" if error.errno in NO_ROOM else "disk-failed"
+        where = error.filename or cache.root
+        raise StagingError(cause, f"{where}: {error.strerror or error}") from error
     return staged
+
+
+@contextlib.contextmanager
+def _discarding(cache: Cache, id: str, *, changes: bool) -> Iterator[None]:
+    """What cannot be taken up again does not stay."""
+    try:
+        yield
+    except StagingError as error:
+        if changes and error.cause not in _TAKEN_UP_AGAIN:
+            cache.discard_partial(id)
+        raise
+    except OSError as error:
+        if changes and error.errno in NO_ROOM:
+            cache.discard_partial(id)
+        raise
 
 
 class _Staging:

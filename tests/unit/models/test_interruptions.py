@@ -105,11 +105,15 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_left(server, cache, content
     assert contents() == set()
 
 
-def test_a_cache_that_cannot_be_written_is_told(server, staged, tmp_path):
+@pytest.mark.parametrize("kind", ["web", "file"])
+def test_a_cache_that_cannot_be_written_is_told(server, staged, tmp_path, kind):
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "tiny.gguf").write_bytes(MODEL)
     server.files["/tiny.gguf"] = MODEL
-    with pytest.raises((StagingError, NotADirectoryError)):
-        staged(f"{server.url}/tiny.gguf", cache=Cache(tmp_path / "file" / "models"))
+    ref = f"{server.url}/tiny.gguf" if kind == "web" else str(tmp_path / "tiny.gguf")
+    with pytest.raises(StagingError, match="Not a directory") as caught:
+        staged(ref, cache=Cache(tmp_path / "file" / "models"))
+    assert caught.value.cause == "disk-failed"
 
 
 def test_of_several_processes_that_pull_the_same_one_fetches(server, cache):

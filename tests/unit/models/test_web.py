@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 from pathlib import Path
@@ -107,9 +108,10 @@ def test_offline_without_the_file_says_so(staged, url, server):
 
 def test_a_source_that_is_away_is_no_trouble_when_the_file_is_there(staged, url, server):
     staged(url)
-    server.faults["/models/tiny.gguf"] = []
-    server.redirects["/models/tiny.gguf"] = "http://127.0.0.1:1/gone"
-    model = staged(url)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, and nobody answers there
+        server.redirects["/models/tiny.gguf"] = f"http://127.0.0.1:{nobody.getsockname()[1]}/gone"
+        model = staged(url)
     assert "could not be asked" in model.warnings[0]
     assert Path(model.path).read_bytes() == MODEL
 
