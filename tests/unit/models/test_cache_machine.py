@@ -257,7 +257,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCache = pytest.mark.slow(CacheMachine.TestCase)
-TestCache.settings = settings(settings.default, stateful_step_count=40)
+TestCache.settings = settings(settings.default, max_examples=50, stateful_step_count=40)
 
 
 KEPT = {
