@@ -174,7 +174,12 @@ def _gpu_arguments(
     if gpus and engine.build not in _PINNED_BUILDS:
         msg = f"a {engine.build} build cannot be told GPUs by UUID, and the pool is for {', '.join(gpus)}"
         raise ConfigError(msg, field="devices", got=",".join(gpus), remedy="Use a CUDA build.")
-    arguments = [] if layers_given else ["--n-gpu-layers", str(ALL_LAYERS if gpus else 0)]
+    arguments = []
+    if not layers_given and (gpus or engine.build != "cpu"):
+        arguments += ["--n-gpu-layers", str(ALL_LAYERS if gpus else 0)]
+    if gpus and engine.build == "cuda" and (engine.argv or engine.container) and _knows(engine, "--device"):
+        # Those that are seen, in their order: without them the server does not start, instead of using processors.
+        arguments += ["--device", ",".join(f"CUDA{number}" for number in range(len(gpus)))]
     if len(gpus) == 1:
         arguments += ["--split-mode", "none", "--main-gpu", "0"]
     elif gpus:
@@ -187,9 +192,13 @@ def _gpu_arguments(
     return arguments
 
 
+def _knows(engine: ProvisionedEngine, option: str) -> bool:
+    """Whether the program takes an option; taken for granted where it was not asked."""
+    return not engine.options or option in engine.options
+
+
 def _extras(engine: ProvisionedEngine, given: Sequence[str]) -> list[str]:
     """Arguments of `llama-server`; what its help does not name is left out, and so is what is given."""
-    known = set(engine.options)
-    wanted = [words for words in _ALWAYS if not known or words[0] in known]
-    wanted += [words for words in _IF_KNOWN if words[0] in known]
+    wanted = [words for words in _ALWAYS if _knows(engine, words[0])]
+    wanted += [words for words in _IF_KNOWN if words[0] in engine.options]
     return [word for words in wanted if words[0] not in given for word in words]

@@ -16,6 +16,7 @@ ADVICE: Final[dict[str, str]] = {
     "host-oom": "Model and context do not fit the machine's memory: lower ctx or slots, or use a smaller quantization.",
     "unknown-model": "This engine does not know the model's architecture: use a newer engine, or another model.",
     "missing-image": "The image is not on this host: `llama-orch engines install llamacpp --image IMAGE` pulls it.",
+    "no-such-cache": "This model does not take that kv_type_k, kv_type_v or flash_attention: leave it out.",
     "bad-model": "The model's file is damaged or of a kind that this build does not know; fetch it again.",
 }
 
@@ -60,6 +61,9 @@ _LINES: Final[tuple[tuple[str, str, str], ...]] = (
         "driver-reset",
         "driver-reset",
     ),
+    # A GPU that is not there would be passed over in silence; it is named so that it is not.
+    (r"invalid device: CUDA", "driver-gone", "driver-gone"),
+    (r"cache type \S+ with block size|[Vv] cache quantization requires", "bad-configuration", "no-such-cache"),
     (r"unknown model architecture|unknown pre-tokenizer type", "wrong-architecture", "unknown-model"),
     (
         (

@@ -26,7 +26,8 @@ _BUILDS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("metal", re.compile(r"libggml-metal")),
 )
 _LIBRARY: Final = re.compile(r"\.(so(\.\d+)*|dylib)$")
-_VERSION: Final = re.compile(r"^version: *(\S+)(?: \((\w+)\))?", re.MULTILINE)
+#: "version: 4711 (abc1234)", and of newer builds "version: 0.5.0 (build 4711, commit abc1234)"
+_VERSION: Final = re.compile(r"^version: *(\S+)(?: \((?:build (\d+), commit )?(\w+)\))?", re.MULTILINE)
 _OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
@@ -92,8 +93,14 @@ def ask(program: Path, environment: Mapping[str, str]) -> Found:
     version = _VERSION.search(told)
     first = next((line.strip() for line in told.splitlines() if line.strip()), "unknown")
     options = sorted(set(_OPTION.findall(_run([str(program), "--help"], environment))))
-    named = f"b{version[1]}-{version[2]}" if version and version[2] else version[1] if version else first[:60]
-    return Found(version=named, options=tuple(options))
+    return Found(version=_named(version) if version else first[:60], options=tuple(options))
+
+
+def _named(version: re.Match[str]) -> str:
+    number, build, commit = version.groups()
+    if build:
+        return f"{number} b{build}-{commit}"
+    return f"b{number}-{commit}" if commit else str(number)
 
 
 def _run(argv: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -87,6 +87,7 @@ def test_one_gpu_is_named_by_its_uuid_and_holds_all_layers(model):
     assert found.env["CUDA_VISIBLE_DEVICES"] == SMALL
     assert found.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert values(found.argv, "--n-gpu-layers") == ["999"]
+    assert values(found.argv, "--device") == ["CUDA0"], "a GPU that is not there is an error"
     assert values(found.argv, "--split-mode") == ["none"]
     assert not values(found.argv, "--tensor-split")
 
@@ -96,6 +97,12 @@ def test_no_gpu_is_seen_by_a_pool_of_the_processors(model, engine):
     found = planned(model, engine, devices=["cpu"])
     assert found.env["CUDA_VISIBLE_DEVICES"] == ""
     assert values(found.argv, "--n-gpu-layers") == ["0"]
+    assert not values(found.argv, "--device")
+
+
+def test_a_build_for_processors_is_told_nothing_of_gpus(model):
+    found = planned(model, ProvisionedEngine(mode="binary", argv=("/x",), build="cpu"))
+    assert not {"--n-gpu-layers", "--device", "--split-mode", "--tensor-split"} & set(found.argv)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,7 @@ def test_several_gpus_share_the_model_explicitly_and_the_smallest_is_not_overfil
     found = planned(model, PROGRAM, devices=devices, tensor_split=wanted, gpu_memory_bytes=memory)
     assert values(found.argv, "--tensor-split") == [shares]
     assert values(found.argv, "--split-mode") == ["layer"]
+    assert values(found.argv, "--device") == ["CUDA0,CUDA1"]
     assert found.env["CUDA_VISIBLE_DEVICES"] == ",".join(devices)
 
 
@@ -174,7 +182,7 @@ def test_a_model_in_parts_is_seen_with_all_of_them(tmp_path, model):
 
 def test_podman_and_docker_each_get_the_gpus_in_their_own_words(model):
     podman = planned(model, container("podman"), devices=[BIG, SMALL], gpu_memory_bytes=MEMORY)
-    assert values(podman.argv, "--device") == [f"nvidia.com/gpu={BIG}", f"nvidia.com/gpu={SMALL}"]
+    assert values(podman.argv, "--device") == [f"nvidia.com/gpu={BIG}", f"nvidia.com/gpu={SMALL}", "CUDA0,CUDA1"]
     docker = planned(model, container("docker"), devices=[BIG, SMALL], gpu_memory_bytes=MEMORY)
     assert values(docker.argv, "--gpus") == [f'"device={BIG},{SMALL}"']
     assert values(planned(model, container("docker"), devices=[BIG]).argv, "--gpus") == [f"device={BIG}"]

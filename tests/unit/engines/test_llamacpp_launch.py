@@ -102,6 +102,11 @@ def test_a_model_that_is_missing_or_none_is_told_before_anything_starts(tmp_path
         ("NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", "driver-reset"),
         ("ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected", "driver-gone"),
         ("ggml_cuda_init: failed to initialize CUDA: CUDA driver version is insufficient", "driver-gone"),
+        ('error while handling argument "--device": invalid device: CUDA0', "driver-gone"),
+        (
+            "E llama_init_from_model: K cache type q8_0 with block size 32 does not divide n_embd_head_k=16",
+            "bad-configuration",
+        ),
         ("Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=GPU-1", "driver-gone"),
         (
             "llama-server: error while loading shared libraries: libcuda.so.1: cannot open shared object file",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llama_orch.core.settings import ProvisioningSettings
 from llama_orch.pools.provisioning import EngineCatalog, ProvisionError, provision
 from llama_orch.pools.provisioning.elf import needed
-from llama_orch.pools.provisioning.inspection import build_of
+from llama_orch.pools.provisioning.inspection import ask, build_of
 from llama_orch.pools.provisioning.problems import disk_problem
 from llama_orch.pools.provisioning.provision import package_build
 
@@ -270,3 +270,20 @@ def test_a_disk_that_is_full_or_closed_is_told_as_such(files, catalog, tmp_path)
     assert str(catalog.directory) in caught.value.message
     full = disk_problem(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"))
     assert (full.cause, full.message) == ("disk-full", "/x: No space left on device")
+
+
+@pytest.mark.parametrize(
+    "said, version",
+    [
+        ("version: 4711 (abc1234)", "b4711-abc1234"),
+        ("version: 0.5.0-dev (build 1, commit bc36bfc)", "0.5.0-dev b1-bc36bfc"),
+        ("version: 0 (unknown)", "b0-unknown"),
+        ("version: 7", "7"),
+        ("a server of 2030", "a server of 2030"),
+    ],
+)
+def test_the_version_is_the_programs_own_word(tmp_path, said, version):
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+    program.chmod(0o700)
+    assert ask(program, {"PATH": os.defpath}).version == version
