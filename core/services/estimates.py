@@ -22,16 +22,12 @@ from ..projections.pools import PoolState
 from ..projections.queue import BATCH, INTERACTIVE
 from ..projections.tasks import TaskState
 from ..scheduling.prediction import PoolLoad, Running, Situation, ends_within, start_us
+from .rates import OFFS, TOKEN_US, accept_us, band_of, leaving_per_us, others_came, prompt_us, token_us
 
-#: until something was measured: a token of one stream, taking a task over, loading a model
-_TOKEN_US: Final = 50_000
-_ACCEPT_US: Final = 5_000
+#: until a load was measured
 _LOAD_MS: Final = 5_000
-#: 80 % of outcomes lie within so many mean absolute deviations of the mean, were they normal
-_OFFS: Final = 1.6
 #: a slot whose task has ended, and that was not seen free yet
 _FREEING_US: Final = 20_000.0
-_LATELY_NS: Final = 60_000_000_000
 #: answers of a caller that have to be known before one is called too long for a deadline, and the chance that is none
 _KNOWN_ANSWERS: Final = 32
 _HOPELESS_PERMILLE: Final = 10
@@ -89,6 +85,24 @@ class Estimator:
         middle = max(low, middle)
         return StartEstimate(middle, low, max(middle, high), band, tuple(model), self._grounded(head, group, serving))
 
+    def starts_ms(self, head: Head, group: str, priorities: Sequence[str], now_ns: int) -> list[int]:
+        """Predicted starts of the first tasks of a queue, given their priorities in its order.
+
+        Each lane is asked at a few places, closer together at its head; between them starts lie on a line.
+        """
+        out: list[int] = []
+        while len(out) < len(priorities):
+            priority, first = priorities[len(out)], len(out)
+            end = next((n for n in range(first, len(priorities)) if priorities[n] != priority), len(priorities))
+            known, at = first, self.start(head, group, first, now_ns, priority=priority).start_ms
+            out.append(at)
+            while known < end - 1:
+                place = min(end - 1, known + 1 + (known - first) // 2)
+                later = self.start(head, group, place, now_ns, priority=priority).start_ms
+                out += [at + (later - at) * n // (place - known) for n in range(1, place - known + 1)]
+                known, at = place, later
+        return out
+
     def on_time_permille(self, head: Head, state: TaskState, now_ns: int) -> int | None:
         """Chance that a live task ends by its deadline, thousandths; ``None``: it has none."""
         admitted = state.admitted
@@ -137,7 +151,7 @@ class Estimator:
         per_token, pool = min(
             ((token_us(known, max(1, p.slots)), known) for p, known in pools),
             key=lambda one: one[0],
-            default=(float(_TOKEN_US), None),
+            default=(float(TOKEN_US), None),
         )
         starts = [1000.0 * ms for ms in (estimate.p10_ms, estimate.start_ms, estimate.p90_ms)]
         return round(1000 * ends_within(starts, per_token, prompt_us(pool, prompt_tokens), curve, max_tokens, left_us))
@@ -244,13 +258,13 @@ class Estimator:
             accept_off_us=off,
             leaving=leaving_per_us(before),
         )
-        if priority == BATCH and own is not None and own.turn_ms.seen and _others_came(rates, group, now_ns):
+        if priority == BATCH and own is not None and own.turn_ms.seen and others_came(rates, group, now_ns):
             situation.turn_us, situation.turn_off_us = own.turn_ms.mean * 1000.0, 1250.0 * own.turn_ms.off
-            situation.lane_ahead = min(ahead, own.tasks)
+            situation.lane_ahead = max(0, ahead - (other.tasks if other is not None else 0))
         loading = any(
             (known := rates.pools.get(p.declared.pool_id)) is not None and known.loading_since_ns for p in chosen
         )
-        return situation, _band(sum(p.slots or 1 for p in ready), ahead, priority, loading=loading)
+        return situation, band_of(sum(p.slots or 1 for p in ready), ahead, priority, loading=loading)
 
     def _load(self, head: Head, group: str, pool: PoolState, ready: bool, mean_prompt: int, now_ns: int) -> PoolLoad:
         """One pool as the model sees it."""
@@ -280,7 +294,7 @@ class Estimator:
     ) -> tuple[float, float, float]:
         """Until a pool that takes no tasks now does: 10, 50 and 90 %."""
         mean = pool.load_ms.mean if pool is not None and pool.load_ms.seen else _LOAD_MS
-        off = _OFFS * pool.load_ms.off if pool is not None and pool.load_ms.seen else mean
+        off = OFFS * pool.load_ms.off if pool is not None and pool.load_ms.seen else mean
         if pool is not None and pool.loading_since_ns:
             so_far = (now_ns - pool.loading_since_ns) / 1e6
             left = max(mean - so_far, off / 2, 1.0)
@@ -359,56 +373,3 @@ class Estimator:
 
 def _seen(own: Counts | None, of_group: Counts | None) -> int:
     return max(own.seen if own else 0, min(12, of_group.seen) if of_group else 0)
-
-
-def _band(slots: int, ahead: int, priority: str, *, loading: bool) -> str:
-    """How busy a group without a free slot is, for somebody who comes now."""
-    if not slots:
-        band = "load" if loading else "swap"
-    elif ahead < slots:
-        band = "next"
-    elif ahead < 4 * slots:
-        band = "queue"
-    else:
-        band = "deep" if ahead < 16 * slots else "flood"
-    return f"batch-{band}" if priority == BATCH else band
-
-
-def accept_us(pools: Sequence[PoolRates | None], prompt_tokens: int) -> tuple[float, float]:
-    """From a free slot to the engine's first sign of life, over some pools, and what 80 % of such times are off by."""
-    lines = [pool.accept_us for pool in pools if pool is not None and pool.accept_us.n]
-    if not lines:
-        return float(_ACCEPT_US), float(_ACCEPT_US)
-    middle = sum(line.at(prompt_tokens) for line in lines) / len(lines)
-    return middle, _OFFS * sum(line.off.mean for line in lines) / len(lines)
-
-
-def token_us(pool: PoolRates | None, streams: int) -> float:
-    """Microseconds per token of one stream when so many share the engine, as measured nearest to that."""
-    if pool is None:
-        return float(_TOKEN_US)
-    if not pool.token_ns:
-        return 1e9 / pool.preload_mtok_s if pool.preload_mtok_s else float(_TOKEN_US)
-    below = max((n for n in pool.token_ns if n <= streams), default=None)
-    above = min((n for n in pool.token_ns if n >= streams), default=None)
-    if below is None or above is None or below == above:
-        return max(1, pool.token_ns[below or above or 0].mean) / 1000
-    low, high = pool.token_ns[below].mean, pool.token_ns[above].mean
-    return max(1.0, low + (high - low) * (streams - below) / (above - below)) / 1000
-
-
-def prompt_us(pool: PoolRates | None, tokens: int) -> float:
-    """What a task with such a prompt takes of a slot beside its tokens: being taken over, its prompt being read."""
-    return float(pool.beside_us.at(tokens)) if pool is not None and pool.beside_us.n else float(_ACCEPT_US)
-
-
-def _others_came(rates: Estimates, group: str, now_ns: int) -> bool:
-    """Whether interactive tasks came lately, which overtake batch tasks."""
-    lane = rates.lanes.get((group, INTERACTIVE))
-    return lane is not None and now_ns - lane.came_ns < _LATELY_NS
-
-
-def leaving_per_us(lanes: Sequence[Lane]) -> float:
-    """Chance per microsecond that a task leaves the queue before it started."""
-    left, waited = sum(lane.left for lane in lanes), sum(lane.waited_ms for lane in lanes)
-    return left / waited / 1000 if waited else 0.0

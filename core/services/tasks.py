@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -330,20 +331,18 @@ class TaskQueries:
         out = []
         for group, queue in sorted(head.queue.groups.items()):
             pools = head.pools.serving(group)
-            entries = []
-            for position, (task_id, priority) in enumerate(head.queue.waiting(group)):
-                if position >= limit:
-                    break
-                estimate = self._estimator.start(head, group, position, now, priority=priority)
-                entries.append(
-                    {
-                        "task_id": task_id,
-                        "position": position,
-                        "priority": priority,
-                        "waited_ms": (now - head.tasks.live[task_id].admitted_ns) // 1_000_000,
-                        "predicted_start_ms": estimate.start_ms,
-                    }
-                )
+            first = list(itertools.islice(head.queue.waiting(group), limit))
+            starts = self._estimator.starts_ms(head, group, [priority for _, priority in first], now)
+            entries = [
+                {
+                    "task_id": task_id,
+                    "position": position,
+                    "priority": priority,
+                    "waited_ms": (now - head.tasks.live[task_id].admitted_ns) // 1_000_000,
+                    "predicted_start_ms": start_ms,
+                }
+                for position, ((task_id, priority), start_ms) in enumerate(zip(first, starts, strict=True))
+            ]
             out.append(
                 {
                     "group": group,

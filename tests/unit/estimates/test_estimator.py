@@ -178,3 +178,26 @@ def test_the_same_state_gives_the_same_prediction_whoever_asked_before(fold: Fol
     fold.place("runs")
     fold.start("runs")
     assert busy.start(fold.head, "m", 9, fold.now_ns) == Estimator().start(fold.head, "m", 9, fold.now_ns)
+
+
+def test_starts_of_a_whole_queue_are_those_of_its_places(fold: Fold) -> None:
+    fold.pool(slots=1)
+    fold.run("before", tokens=50)
+    fold.admit("runs")
+    fold.place("runs")
+    fold.start("runs")
+    priorities = ["interactive"] * 30 + ["batch"] * 10
+    for n, priority in enumerate(priorities):
+        fold.admit(f"w{n}", priority=priority)
+    estimator = Estimator()
+    starts = estimator.starts_ms(fold.head, "m", priorities, fold.now_ns)
+    assert len(starts) == 40
+    for place in (0, 1, 29, 30, 39):
+        assert starts[place] == estimator.start(fold.head, "m", place, fold.now_ns, priority=priorities[place]).start_ms
+    for place in range(30):
+        exact = estimator.start(fold.head, "m", place, fold.now_ns).start_ms
+        assert starts[place] == pytest.approx(exact, rel=0.15)
+    assert calls(lambda: estimator.starts_ms(fold.head, "m", priorities[:30], fold.now_ns)) < 12 * calls(
+        lambda: estimator.start(fold.head, "m", 20, fold.now_ns)
+    )
+    assert estimator.starts_ms(fold.head, "m", [], fold.now_ns) == []
