@@ -207,7 +207,7 @@ class Cache:
         folder = self.partial(id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
-            here = sum(size for _, size in _files(folder / "files"))
+            here = self._partial_content(id)
             used = self.used_bytes(without_partial=id)
             excess = used + total_bytes - self.limit_bytes if self.limit_bytes else 0
             going = self._removals(excess) if excess > 0 else []
@@ -262,6 +262,10 @@ class Cache:
                     shutil.rmtree(self.tree_of(before), ignore_errors=True)
                 self._drop_blobs({file.digest for file in before.files})
             shutil.rmtree(self.partial(record.id), ignore_errors=True)
+
+    def has_partial(self, id: str) -> bool:
+        """Something of a model came that can be taken up again."""
+        return self._partial_content(id) > 0
 
     def discard_partial(self, id: str) -> None:
         """Throw away what is on its way. The caller holds the stage lock."""
@@ -344,8 +348,11 @@ class Cache:
     def _partials(self) -> list[Path]:
         return sorted(path for path in (self.root / "partial").glob("*") if path.is_dir())
 
+    def _partial_content(self, id: str) -> int:
+        return sum(size for _, size in _files(self.partial(id) / "files"))
+
     def _partial_bytes(self, folder: Path) -> int:
-        here = sum(size for _, size in _files(folder))
+        here = self._partial_content(folder.name)  # notes beside it do not count
         try:
             total = int((folder / "total").read_text("ascii"))
         except (OSError, ValueError):

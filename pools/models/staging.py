@@ -116,7 +116,7 @@ def _discarding(cache: Cache, id: str, *, changes: bool) -> Iterator[None]:
     try:
         yield
     except StagingError as error:
-        if changes and error.cause not in _TAKEN_UP_AGAIN:
+        if changes and (error.cause not in _TAKEN_UP_AGAIN or not cache.has_partial(id)):
             cache.discard_partial(id)
         raise
     except OSError as error:

@@ -142,9 +142,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.present[name] = content
         kept = [one for one in before if one not in gone and one not in self.pinned and one != name]
         kept = [one for one in kept if one not in {held for held, _, _ in self.held}]
-        for (
-            one
-        ) in gone:  # least recently used: nobody who could have gone instead, and would have freed as much, is older
+        # Least recently used: nobody who could have gone instead, and would have freed as much, is older.
+        for one in gone:
             shared = [before[other] for other in before if other != one]
             for other in kept:
                 if used[other] < used[one] and before[other] not in shared:
