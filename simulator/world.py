@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import OrchError
 from ..core.events.task import TaskEnded
 from ..core.journal.journal import Journal, JournalOptions
-from ..core.ports import EngineProperties
+from ..core.ports import EngineProperties, JournalStore
 from ..core.projections.projection import Recorded
 from ..core.scheduling.swap_types import SwapPlan, SwapSnapshot
 from ..core.scheduling.swaps import plan_swaps
@@ -85,6 +85,7 @@ class World:
 
     :param settings: the configuration; by default one that names the rig's pools.
     :param planner: decides what is loaded where; the server's own by default.
+    :param store: where the journal is written; in memory by default.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class World:
         *,
         settings: Settings | None = None,
         planner: Planner = plan_swaps,
+        store: JournalStore | None = None,
         name: str = "",
     ) -> None:
         self.rig = rig
@@ -101,7 +103,7 @@ class World:
         self.name = name
         self.loop = StepLoop()
         self.clock = LoopClock(self.loop)
-        self.store = RamStore()
+        self.store: JournalStore = store or RamStore()
         self.load = Load(self.clock.elapsed_us)
         self.checker = MemoryChecker(rig, self.clock.elapsed_us)
         self._scripts: dict[str, Script] = {}
@@ -173,7 +175,8 @@ class World:
     def _close(self) -> None:
         for timer in self.loop.timers():
             timer.cancel()
-        self.loop.create_task(self.services.close())
+        self.loop.do(self.services.close())
+        self.loop.do(self.journal.close())
         self.loop.wind_up()
 
     # --- the trace -----------------------------------------------------------------------------------------------

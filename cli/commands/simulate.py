@@ -29,7 +29,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--trace",
         metavar="TRACE",
         default="agents",
-        help="a file with one task a line, or one of agents, poisson, bursts, abcabc (default: agents)",
+        help="a file with one task a line; one of agents, poisson, bursts, abcabc; or journal: the tasks that the server's "
+        "own journal recorded (default: agents)",
     )
     parser.add_argument("--gpus", metavar="GB,GB", help="memory of the GPUs (default: this machine's)")
     parser.add_argument(
@@ -80,11 +81,14 @@ def _subject(options: argparse.Namespace, shell: Shell) -> tuple[Rig, Settings |
 
     known = built_in()
     try:
-        trace = read_trace(known.get(options.trace) or Path(options.trace))
+        if options.trace == "journal":
+            trace = _recorded(options, shell)
+        else:
+            trace = read_trace(known.get(options.trace) or Path(options.trace))
     except OSError as error:
         raise CliError(
             f"the trace {options.trace!r} cannot be read: {error.strerror}",
-            remedy=f"Name a file, or one of: {', '.join(known)}.",
+            remedy=f"Name a file, or one of: {', '.join(known)}, journal.",
             status=exits.USAGE,
         ) from None
     except TraceError as error:
@@ -111,6 +115,17 @@ def _subject(options: argparse.Namespace, shell: Shell) -> tuple[Rig, Settings |
         remedy = "Change the trace's `model`, or the configuration's `models` (other names for them)."
         raise CliError(str(error), remedy=remedy, status=exits.USAGE) from None
     return rig, settings, trace, [*remarks, *more]
+
+
+def _recorded(options: argparse.Namespace, shell: Shell) -> list[TraceTask]:
+    from ...simulator.recorded import trace_of
+    from ..journal_access import open_for_reading
+
+    store = open_for_reading(loaded_from(options, shell))
+    try:
+        return trace_of(store)
+    finally:
+        store.close()
 
 
 def _gpus(text: str) -> tuple[ModelledDevice, ...]:

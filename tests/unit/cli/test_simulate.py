@@ -9,6 +9,10 @@ import pytest
 
 from llama_orch.cli import exits
 from llama_orch.haiku import model_path
+from llama_orch.plugins.storage.sqlite import SqliteStore
+from llama_orch.simulator.rig import ModelledPool, Rig, gpu
+from llama_orch.simulator.trace import TraceTask
+from llama_orch.simulator.world import World
 
 CONFIG = """
 pools:
@@ -114,6 +118,28 @@ def test_what_is_missing_or_wrong_is_named_with_what_to_say(call, config, trace,
     assert (done.status, done.out) == (exits.USAGE, "")
     assert says in done.err
     assert remedy in done.err
+
+
+def test_what_the_journal_recorded_is_tried_on_another_machine(call, config, tmp_path) -> None:
+    """Tasks of a server with one pool, on a configuration with two."""
+    machine = Rig(
+        devices=(gpu(0, 24),),
+        pools=(ModelledPool(pool_id="p", model="small", weights_bytes=4 * 10**9, devices=("GPU-0",)),),
+    )
+    lived = [TraceTask(n=n, model="small", at_ms=n * 500, output_tokens=30) for n in range(7)]
+    (tmp_path / "data").mkdir()
+    store = SqliteStore(f"sqlite:///{tmp_path / 'data' / 'journal.db'}", {})
+    assert World(machine, lived, store=store).run().completed == 7
+    done = call("simulate", str(config), "--trace", "journal", "--gpus", "24", *SIZES, "--no-comparison", "--json")
+    assert done.status == exits.OK, done.err
+    (report,) = json.loads(done.out)["simulations"]
+    assert (report["tasks"], report["completed"], report["tokens_out"]) == (7, 7, 210)
+
+
+def test_without_a_journal_there_is_nothing_to_try_again(call, config) -> None:
+    done = call("simulate", str(config), "--trace", "journal", "--gpus", "24", *SIZES)
+    assert done.status == exits.FAILED
+    assert "there is no journal at" in done.err
 
 
 def test_a_trace_for_other_models_is_refused_with_the_nearest_name(call, config, tmp_path) -> None:
