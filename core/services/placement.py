@@ -180,7 +180,7 @@ class Placement:
         admitted = state.admitted
         pools = head.pools.serving(admitted.group)
         if admitted.determinism == "strict":
-            pools = [p for p in pools if not p.ready or not self._why_not_strict(pool_view(p, 0))]
+            pools = [p for p in pools if not p.ready or not self._why_not_strict(head, pool_view(p, 0))]
             if not pools:
                 return "determinism"
         return unmet_wish(
