@@ -98,6 +98,13 @@ def parse(text: str, *, base_dir: Path | None = None) -> Reference:
     """
     if not text or "\0" in text or text != text.strip():
         raise StagingError("bad-reference", f"got {text!r}, which is no reference to a model")
+    try:
+        return _parse(text, base_dir)
+    except ValueError as error:  # of the library that takes addresses apart
+        raise StagingError("bad-reference", f"got {public_or_scheme(text)}, which is no address: {error}") from error
+
+
+def _parse(text: str, base_dir: Path | None) -> Reference:
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else "file"
     if scheme == "file":
@@ -141,7 +148,10 @@ def _file(text: str, base_dir: Path | None) -> Reference:
         named = unquote(parts.path)
     if not named:
         raise StagingError("bad-reference", "file: is followed by a path")
-    path = ((base_dir or Path.cwd()) / Path(named).expanduser()).absolute()
+    try:
+        path = ((base_dir or Path.cwd()) / Path(named).expanduser()).absolute()
+    except RuntimeError as error:
+        raise StagingError("bad-reference", f"got {text!r}; there is no such user, or no home is known") from error
     return Reference(kind="file", text=f"file:{path}", path=str(path))
 
 
@@ -185,14 +195,11 @@ def _hub(text: str) -> Reference:
 
 
 def _web(text: str, scheme: str) -> Reference:
-    try:
-        parts = urlsplit(text)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError as error:
-        raise StagingError("bad-reference", f"got {public_or_scheme(text)}, which is no address: {error}") from error
+    parts = urlsplit(text)
+    host = parts.hostname or ""
+    _ = parts.port  # it is a number, or this raises
     if not host:
-        raise StagingError("bad-reference", f"got {text!r}; {scheme}:// is followed by a host and a path")
+        raise StagingError("bad-reference", f"got {public(text)!r}; {scheme}:// is followed by a host and a path")
     if scheme == "http" and not is_loopback(host):
         raise StagingError("bad-reference", f"{public(text)}: plain http is for this machine only", remedy="Use https.")
     return Reference(kind="web", text=_named(text), url=_without_digest(text), sha256=_fragment_digest(text))

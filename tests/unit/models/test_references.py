@@ -53,7 +53,7 @@ def test_references_of_the_hub(text, repository, revision, file, variant):
     [
         "", " ", "a\0b", "hf:", "hf:org", "hf:org/", "hf:/name", "hf:org/name@", "hf:org/name/", "hf:../../etc", "hf:org/..",
         "hf:org/name@../x", "hf:org/name/../../etc/passwd", "hf:org/name//etc", "hf:org/name:Q4/a.gguf", "hf:o rg/name",
-        "https://", "https:///path", "https://host:99999/x", "https://[::1/x", "http://models.example/x", "file:",
+        "https://", "https:///path", "https://host:99999/x", "https://[::1/x", "http://models.example/x", "file:", "file://[", "~nobody-of-that-name/a.gguf", "s3://[/x", "local://[/x", "https://[/x",
         "file://elsewhere/x", "s3:bucket/key", "oci:", "oci:name", "oci:reg.example/UPPER", "oci:reg.example/a@sha256:12",
         "https://models.example/a.gguf#sha256=12", "https://models.example/a.gguf#part",
     ],
@@ -64,7 +64,10 @@ def test_what_is_no_reference_is_told_so(text):
     assert caught.value.cause in {"bad-reference", "hostile-name"}
 
 
-@given(st.text())
+PREFIXES = ("", "~", "file:", "file://", "hf:", "https://", "http://127.0.0.1", "s3://", "oci:", "local://", "x:")
+
+
+@given(st.builds(str.__add__, st.sampled_from(PREFIXES), st.text() | st.text("abz019/@:.#?=[]%~-_&", max_size=40)))
 def test_any_text_is_a_reference_or_is_refused(text):
     try:
         reference = parse(text)
