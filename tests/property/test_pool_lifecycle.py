@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llama_orch.pools.breaker import Breaker, Circuit
@@ -198,6 +198,8 @@ class Reloads(RuleBasedStateMachine):
         self.want: str | None = None
         self.next: str | None = None
         self.handover: Handover = ""
+        #: it was told that the next engine serves
+        self.serves = False
         self.failed: list[str] = []
         self.reloaded: list[str] = []
         self.carry_out(self.machine.desire(None))
@@ -218,6 +220,7 @@ class Reloads(RuleBasedStateMachine):
                         assert self.handover == "stop-first", "what serves was ended while it was wanted"
                     self.workers[seat] = (plan, "ending")
                 case Promote():
+                    self.serves = False
                     old = self.workers.pop(Seat.SERVING, None)
                     self.workers[Seat.SERVING] = self.workers.pop(Seat.NEXT)
                     assert self.workers[Seat.SERVING][0] == self.want
@@ -226,9 +229,11 @@ class Reloads(RuleBasedStateMachine):
                 case Reloaded():
                     assert self.workers[Seat.NEXT] == (self.next, "ready")
                     self.reloaded.append(self.workers[Seat.NEXT][0])
+                    self.serves = True
                 case ReloadFailed(trouble=trouble):
                     assert trouble == GONE
                     assert self.next is not None
+                    assert not self.serves, "what was said to serve is started again, not taken back"
                     self.failed.append(self.next)
                 case Unloaded():
                     assert not self.workers
@@ -284,6 +289,7 @@ class Reloads(RuleBasedStateMachine):
     def one_is_gone(self, data):
         seat = data.draw(st.sampled_from([s for s, (_, state) in self.workers.items() if state == "ending"]))
         del self.workers[seat]
+        self.serves = self.serves and seat is not Seat.NEXT
         self.carry_out(self.machine.stopped(seat))
 
     @invariant()
@@ -307,3 +313,4 @@ class Reloads(RuleBasedStateMachine):
 
 
 TestReloads = Reloads.TestCase
+TestReloads.settings = settings(max_examples=300)

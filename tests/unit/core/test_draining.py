@@ -155,6 +155,7 @@ def drained(cause: str = "operator", *, until_ns: int = 0, wanted: bool = True) 
     [
         (drained(), 0, DrainPlan(unload=("p",))),
         (drained(), 1, DrainPlan()),
+        (drained(until_ns=50), 0, DrainPlan(unload=("p",))),
         (drained(wanted=False), 0, DrainPlan()),
         (drained("swap"), 0, DrainPlan()),  # whoever makes room unloads it
         (drained(until_ns=200), 1, DrainPlan(next_look_ns=200)),
