@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from llama_orch.core.devices import GpuProcess, GpuReading, HostSample, MemoryReading
@@ -21,7 +22,7 @@ from llama_orch.pools.room import HostRoom
 from llama_orch.pools.sizing import shape_of, size_of
 
 from ...engines.tiny_gguf import write_model
-from .conftest import Heard, desired, managed, pool, run
+from .conftest import Heard, desired, managed, pids, pool, run
 
 MIB = 2**20
 GPU = "GPU-a"
@@ -153,6 +154,25 @@ def test_what_a_pool_would_take_is_told_before_it_is_loaded(data_dir):
         await manager.apply(desired(pool(), wanted=False))
         await manager.stop(kill_engines=True)
         assert heard.story == [("a", "PoolSized"), ("a", "unloaded")]
+
+    run(test)
+
+
+def test_a_next_engine_that_does_not_fit_beside_the_first_is_told_with_the_numbers_and_never_started(data_dir):
+    async def test():
+        heard, room = Heard(), Room(cpu=150 * MIB)
+        manager = managed(data_dir, heard, preparer=Sized(), memory=room)
+        (one,) = desired(pool())
+        await manager.apply([one])
+        ready = await heard.next("a", "ready")
+        room.free["cpu"] = 50 * MIB
+        await manager.apply([msgspec.structs.replace(one, next=one.settings, next_model="n", handover="new-first")])
+        told = await heard.next("a", "PoolReloadFailed")
+        assert (told["cause"], told["model_ref"]) == ("ram-short", "n")
+        assert "needs 100 MiB of host memory, 50 MiB are free" in told["detail"]
+        assert manager.properties("a") == ready["properties"], "what serves is not touched"
+        assert len(pids(data_dir)) == 1
+        await manager.stop(kill_engines=True)
 
     run(test)
 
