@@ -57,6 +57,17 @@ class Score(msgspec.Struct, gc=False):
     average_width_ms: int = 0
     average_pinball_us: int = 0
 
+    def add(self, more: tuple[int, ...]) -> None:
+        """Another outcome, as far as it adds to each field."""
+        n, covered, width_ms, pinball, average_covered, average_width_ms, average_pinball = more
+        self.n += n
+        self.covered += covered
+        self.width_ms += width_ms
+        self.pinball_us += pinball
+        self.average_covered += average_covered
+        self.average_width_ms += average_width_ms
+        self.average_pinball_us += average_pinball
+
 
 def _belief() -> dict[int, int]:
     counts: dict[int, int] = {}
@@ -218,13 +229,14 @@ class Calibration(Projection):
         outcome_ms = event.queue_time_ms
         place = residual(outcome_ms, pending.model_ms)
         weight = max(_LEAST_WEIGHT, UNIT * _SHARED // (_SHARED + pending.ahead))
+        judged = _judged(outcome_ms, pending)
+        low, _, high = pending.published_ms
         for key in ((pending.group, pending.band), ("", pending.band)):
             band = self._band(key)
             self._places.pop(key, None)
             band.learn(place, weight)
-            low, _, high = pending.published_ms
             band.adapt(below=outcome_ms < low, above=outcome_ms > high, weight=weight)
-            _judge(band.score, outcome_ms, pending)
+            band.score.add(judged)
         key = (pending.group, pending.priority)
         average = self.averages.pop(key, None) or MovingAverage(outcome_ms, outcome_ms // 2)
         self.averages[key] = average
@@ -268,14 +280,16 @@ class Calibration(Projection):
         self._places = {}
 
 
-def _judge(score: Score, outcome_ms: int, pending: Pending) -> None:
-    """Score what was published, and the moving average beside it."""
+def _judged(outcome_ms: int, pending: Pending) -> tuple[int, ...]:
+    """What an outcome adds to each field of a score: of what was published, and of the moving average beside it."""
     low, _, high = pending.published_ms
-    score.n += 1
-    score.covered += low <= outcome_ms <= high
-    score.width_ms += high - low
-    score.pinball_us += pinball_us(outcome_ms, pending.published_ms)
-    low, _, high = pending.average_ms
-    score.average_covered += low <= outcome_ms <= high
-    score.average_width_ms += high - low
-    score.average_pinball_us += pinball_us(outcome_ms, pending.average_ms)
+    lower, _, higher = pending.average_ms
+    return (
+        1,
+        low <= outcome_ms <= high,
+        high - low,
+        pinball_us(outcome_ms, pending.published_ms),
+        lower <= outcome_ms <= higher,
+        higher - lower,
+        pinball_us(outcome_ms, pending.average_ms),
+    )
