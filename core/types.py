@@ -135,6 +135,8 @@ class PoolView(Struct, frozen=True, kw_only=True):
     free_bytes: int = -1
     #: tokens that its KV cache still takes, where its slots share one; -1 = each slot has its own
     kv_tokens_free: int = -1
+    #: it is loaded when a task asks for its model
+    on_demand: bool = False
     cause: str = ""
 
 

@@ -54,6 +54,7 @@ def pool_view(
         tokens_outstanding=leases * (pool.output_mtok // 1000),
         free_bytes=free_bytes,
         kv_tokens_free=kv_tokens_free,
+        on_demand=pool.declared.on_demand,
         cause=pool.cause or ("suspect" if suspect else ""),
     )
 

@@ -84,6 +84,11 @@ class FakeServices:
         #: raised by whatever is asked next
         self.error: Exception | None = None
         self.items: list[Any] = []
+        self.pool_views = [
+            PoolView(
+                pool_id="m", engine="mock", model_ref="mock", ready=True, draining=False, slots=1, leases=0, ctx=10
+            )
+        ]
         #: streams do not end by themselves
         self.endless = False
         self.info = TaskInfo(
@@ -140,11 +145,7 @@ class FakeServices:
 
     # pools, capabilities
     def views(self) -> list[PoolView]:
-        return [
-            PoolView(
-                pool_id="m", engine="mock", model_ref="mock", ready=True, draining=False, slots=1, leases=0, ctx=10
-            )
-        ]
+        return self.pool_views
 
     def state(self, pool_id: str) -> None:
         if pool_id != "m":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from llama_orch.api.openapi import document, operations
@@ -321,6 +322,24 @@ def test_not_ready_is_503_with_the_reason(ask: Ask, services: FakeServices) -> N
     assert answer.status == 503
     assert answer.json() == {"ready": False, "journal": "refusing", "pools": {"m": "ready"}}
     assert ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    "pools, status",
+    [
+        ([{"on_demand": True, "cause": "unloaded"}], 200),
+        ([{"on_demand": True, "cause": "unloaded", "draining": True}], 503),
+        ([{"on_demand": True, "cause": "bad-model"}], 503),
+        ([{"on_demand": True, "cause": "unloaded"}, {"cause": "loading"}], 503),
+        ([], 503),
+    ],
+)
+def test_what_is_loaded_when_a_task_asks_for_it_is_ready(
+    ask: Ask, services: FakeServices, pools: list[dict[str, Any]], status: int
+) -> None:
+    (plain,) = services.views()
+    services.pool_views = [msgspec.structs.replace(plain, ready=False, **fields) for fields in pools]
+    assert ask("GET", "/readyz").status == status
 
 
 def test_the_served_description_is_the_generated_one(ask: Ask) -> None:
