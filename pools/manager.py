@@ -25,8 +25,8 @@ from .identity import ProcessTable, owner_of, process_table
 from .lifecycle import Trouble
 from .oom import OomKills
 from .outfitting import Outfitter, is_launched
-from .pool import Pool, order_digest
-from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer
+from .pool import Pool
+from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, order_digest
 from .process import reap_marked
 from .provisioning.catalog import EngineCatalog
 from .provisioning.container import end_strays

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ..core.events.pool import PoolMeasured, PoolReady, PoolReloaded, PoolReloadFailed, PoolUnready
 from ..core.ports import Engine, EngineProperties
@@ -19,7 +17,8 @@ from .lifecycle import Phase, Trouble
 from .preparing import SETTLE_S, Memory, Order, Prepared, Preparer, StartError, fits, order_of
 from .reload import Effects as PlanEffects
 from .reload import End, Generations, Open, Promote, Reloaded, ReloadFailed, Seat, Unloaded
-from .worker import Readiness, Worker, WorkerEvents
+from .worker import Readiness, Worker
+from .workshop import Workshop
 
 
 class Told(NamedTuple):
@@ -27,45 +26,6 @@ class Told(NamedTuple):
 
     event: Any
     properties: EngineProperties | None = None
-
-
-class Workshop(Protocol):
-    """Makes workers; the manager's side of a pool."""
-
-    def worker(
-        self,
-        pool_id: str,
-        seat_name: str,
-        order: Order,
-        prepare: Callable[[threading.Event, bool], Prepared],
-        events: WorkerEvents,
-        next_generation: Callable[[], int],
-        *,
-        any_port: bool,
-        epoch: int,
-    ) -> Worker:
-        """A worker that is not started yet."""
-        ...
-
-    def seat_of(self, pool_id: str, names: tuple[str, ...], order: Order) -> str | None:
-        """Which of these seats has an engine of this order running; ``None`` = none of them."""
-        ...
-
-    def clear(self, pool_id: str, name: str) -> None:
-        """End what an earlier run of this program left in a seat."""
-        ...
-
-    def last_generation(self, pool_id: str, names: tuple[str, ...]) -> int:
-        """The highest generation that was recorded."""
-        ...
-
-    def ended(self) -> None:
-        """An engine ended just now: its memory may be told as taken for a moment."""
-        ...
-
-    def settle_s(self) -> float:
-        """How long free memory may still look taken."""
-        ...
 
 
 class Pool:
@@ -481,10 +441,3 @@ def _plans(desired: DesiredPool) -> tuple[Order | None, Order | None, Any]:
     if desired.next is not None:
         following = order_of(desired.next, desired.next_model or desired.next.model, desired.devices)
     return want, following, desired.handover
-
-
-def order_digest(order: Order) -> str:
-    """Names an order in the record of its engine."""
-    import hashlib
-
-    return hashlib.sha256(msgspec.json.encode(order, order="deterministic")).hexdigest()

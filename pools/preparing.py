@@ -5,6 +5,7 @@ Preparing may take hours (a download, a build). It runs in a worker thread, tell
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -50,6 +51,11 @@ def order_of(settings: PoolSettings, model: str, devices: Sequence[str]) -> Orde
         sampler_profile_version="",
     )
     return Order(settings=plain, model=model, devices=tuple(devices))
+
+
+def order_digest(order: Order) -> str:
+    """Names an order in the record of its engine."""
+    return hashlib.sha256(msgspec.json.encode(order, order="deterministic")).hexdigest()
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

@@ -171,7 +171,11 @@ class PoolService:
             "since_ms": pool.since_ns // 1_000_000,
             "drain": None
             if not pool.draining
-            else {"cause": pool.drain_cause, "until_ms": pool.drain_until_ns // 1_000_000},
+            else {
+                "cause": pool.drain_cause,
+                "since_ms": pool.drain_since_ns // 1_000_000,
+                "until_ms": pool.drain_until_ns // 1_000_000,
+            },
             "reload": _reload(pool),
             "last_error": None
             if pool.ready or not pool.failed
