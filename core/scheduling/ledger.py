@@ -1,7 +1,8 @@
 """Who holds how much of which device, and what is free: pools by the ledger, everybody else by the last sample.
 
 A pool's memory counts as taken from the decision to load it until its engine is seen gone, at the larger of what was
-predicted and what was measured. Free is the smaller of what the sample says and what the ledger leaves; a stale or
+predicted and what was measured. Free is the smaller of what the sample says and what the ledger leaves, less a reserve
+that is left alone: predictions err, and others grow. A stale or
 missing sample is not replaced by a guess: then the ledger alone speaks, and :meth:`Ledger.said` says so.
 """
 
@@ -61,7 +62,7 @@ class Ledger:
         left = self.capacity(key) - self._held[key]
         if device.free_bytes is not None and not device.stale:
             # What is being loaded may not be in the sample yet.
-            left = min(left, device.free_bytes - self._loading[key])
+            left = min(left, device.free_bytes - device.reserve_bytes - self._loading[key])
         return left - self._promised[key]
 
     def soon(self, key: Key) -> int:

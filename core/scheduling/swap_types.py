@@ -25,7 +25,7 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
     age_ms: int = 0
     #: the sample is too old (or its driver gone), so that only the ledger is believed
     stale: bool = False
-    #: kept free for the desktop and the driver
+    #: never planned with, whoever uses the rest: predictions err, and others grow
     reserve_bytes: int = 0
     #: relative speed, any unit, higher is faster; 0 = unknown
     speed: int = 0

@@ -14,6 +14,9 @@ from llama_orch.simulator.world import World
 
 from ..support.examples import search
 
+#: samples are told in such steps
+_STEP = 32 * 2**20
+
 
 @st.composite
 def machines(draw: st.DrawFn) -> Rig:
@@ -44,7 +47,7 @@ def machines(draw: st.DrawFn) -> Rig:
 
 def holds(rig: Rig, pool: ModelledPool) -> bool:
     """Whether some device, or its whole mask, could hold the pool alone, by the plainest count."""
-    free = {d.device: d.total_bytes - d.foreign_bytes - rig.kept_bytes for d in rig.devices}
+    free = {d.device: (d.total_bytes - d.foreign_bytes - rig.kept_bytes) // _STEP * _STEP for d in rig.devices}
     return any(pool.need_bytes <= free[device] for device in pool.devices)
 
 
