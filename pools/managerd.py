@@ -23,10 +23,11 @@ from ..core.projections.pools import UNLOADED
 from ..core.registry import encode_payload, type_of
 from ..core.settings import ManagerSettings
 from .connection import SOCKET_NAME, Lines, SocketPlace, peer_uid
+from .delivery import Delivery
 from .desired import DesiredPool, Pools, PoolSink
 from .fence import Fence
 from .logs import BoundedLog, last_lines, newest_log
-from .outbox import Entry, Outbox, kind_of
+from .outbox import Outbox
 from .protocol import (
     MAX_LINE,
     QUIET_S,
@@ -52,8 +53,6 @@ from .tunnel import relay
 
 #: how long a connection may take for its first line
 _HELLO_S: Final = 10.0
-#: between two tries to write to a disk that takes nothing
-_RETRY_S: Final = 1.0
 #: between two looks whether the data directory is still there
 _LOOK_S: Final = 0.5
 
@@ -97,6 +96,7 @@ class Managerd:
         self._directory = directory
         self._make_pools = make_pools
         self._outbox = outbox
+        self._delivery = Delivery(outbox, log, self._commanding)
         self._fence = fence
         self._log = log
         self._boot_id = boot_id
@@ -107,12 +107,9 @@ class Managerd:
         self._pools: Pools | None = None
         self._commander: Lines | None = None
         self._desired: Desired | None = None
-        #: facts of this turn of the loop, with their kinds
-        self._told: list[tuple[str, Fact]] = []
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._tunnels: set[Lines] = set()
-        self._work = asyncio.Event()
         self._look_at_devices = look
         self._uid = uid
         self._greeted = asyncio.Event()
@@ -145,14 +142,12 @@ class Managerd:
             self._servers.append(server)
             said += [f"{name[0]}:{name[1]}" for name in (s.getsockname() for s in server.sockets)]
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._write()), loop.create_task(self._look())]
+        self._tasks = [loop.create_task(self._delivery.run()), loop.create_task(self._look())]
         if self._look_at_devices is not None:
             self._tasks.append(loop.create_task(self._report(self._look_at_devices)))
         for task in self._tasks:
             task.add_done_callback(self._over)
         self._wait_for_somebody()
-        if self._outbox:
-            self._work.set()
         return said
 
     def stop(self, *, kill_engines: bool) -> None:
@@ -226,15 +221,7 @@ class Managerd:
             payload=msgspec.Raw(encode_payload(event)),
             properties=properties,
         )
-        if not self._told:
-            asyncio.get_running_loop().call_soon(self._batch)
-        self._told.append((kind_of(fact), fact))
-
-    def _batch(self) -> None:
-        """What was told in one turn of the loop belongs together."""
-        told, self._told = self._told, []
-        self._outbox.add(told)
-        self._work.set()
+        self._delivery.tell(fact)
 
     def progress(self, pool_id: str, phase: str, done: int, total: int, unit: str) -> None:
         self._mention(Progress(pool_id=pool_id, phase=phase, done=done, total=total, unit=unit))
@@ -250,6 +237,9 @@ class Managerd:
                 async with asyncio.timeout(manager.sample_ms / 1000):
                     await self._greeted.wait()
 
+    def _commanding(self) -> Lines | None:
+        return self._commander
+
     @property
     def host(self) -> str:
         """Name that the configuration has for this host."""
@@ -258,43 +248,6 @@ class Managerd:
     def _mention(self, message: Progress | GpuSample) -> None:
         if self._commander is not None and not self._commander.full:
             self._commander.send(message)
-
-    async def _write(self) -> None:
-        """Make facts durable, then send them. A disk that takes nothing is tried again and again."""
-        failing = False
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            if not self._outbox:
-                continue
-            work = self._outbox.begin()
-            error = None
-            try:
-                await asyncio.to_thread(self._outbox.perform, work)
-            except OSError as failure:
-                error = failure
-            fresh = self._outbox.finish(work, error)
-            if error is not None:
-                if not failing:
-                    self._log.say("error", "outbox", f"Facts cannot be written ({error}); they wait in memory.")
-                failing = True
-                await asyncio.sleep(_RETRY_S)
-                self._work.set()
-                continue
-            if failing:
-                failing = False
-                self._log.say("info", "outbox", "Facts can be written again.")
-            self._send(fresh)
-
-    def _send(self, entries: list[Entry]) -> None:
-        if self._commander is None:
-            return
-        for entry in entries:
-            try:
-                self._commander.send(entry.fact)
-            except ProtocolError as error:
-                self._log.say("error", "fact", f"{entry.fact.name} cannot be told: {error}")
-                self._outbox.drop(entry)
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -383,7 +336,7 @@ class Managerd:
                 lingers=self._lingers,
             )
         )
-        self._send(self._outbox.pending)
+        self._delivery.send_all()
         self._greeted.set()
         return None
 
@@ -409,9 +362,7 @@ class Managerd:
     def _answer(self, lines: Lines, message: ToManager) -> None:
         match message:
             case Ack(incarnation=incarnation, n=n):
-                self._outbox.ack(incarnation, n)
-                if self._outbox:
-                    self._work.set()
+                self._delivery.ack(incarnation, n)
             case Ping():
                 lines.send(Pong())
             case LogsRequest(pool_id=pool_id, lines=count):

@@ -231,8 +231,8 @@ def test_a_fact_that_a_newer_program_tells_is_left_out_and_the_rest_taken(tmp_pa
             new = Fact(incarnation="", n=0, boot_id="", name="pool.dreamt", payload=msgspec.Raw(b"{}"))
             told = msgspec.structs.replace(new, name="pool.unready")
             payload = msgspec.Raw(msgspec.json.encode(unready("a", "later")))
-            it.outbox.add([("x", new), ("y", msgspec.structs.replace(told, payload=payload))])
-            it.managerd._work.set()
+            it.managerd._delivery.tell(new)
+            it.managerd._delivery.tell(msgspec.structs.replace(told, payload=payload))
             await until(lambda: here.pool.cause == "later")
             await until(lambda: not it.outbox.pending)
 
