@@ -152,7 +152,7 @@ class Pools(Projection):
     """Pools by id, and which serve a model."""
 
     name = "pools"
-    version = 3
+    version = 4
 
     def __init__(self) -> None:
         self.by_id: dict[str, PoolState] = {}
