@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -74,10 +74,12 @@ class AdmissionService:
         new_seed: Callable[[], int],
         estimator: Estimator | None = None,
         loadable: Callable[[PoolState], bool] = lambda _pool: False,
+        trouble: Callable[[Sequence[PoolState], int], OrchError | None] = trouble_of_group,
     ) -> None:
         self._journal = journal
         self._estimator = estimator or Estimator()
         self._loadable = loadable
+        self._trouble = trouble
         self._dispatcher = dispatcher
         self._bodies = bodies
         self._engines = engines
@@ -190,7 +192,7 @@ class AdmissionService:
         group = self._group(request.model_ref)
         pools = self._journal.head.pools.serving(group)
         self._check_placement(request, pools)
-        trouble = trouble_of_group(pools, self._journal.now_ns())
+        trouble = self._trouble(pools, self._journal.now_ns())
         if trouble is not None:
             raise trouble
         self._check_determinism(request, pools)

@@ -125,6 +125,7 @@ def build_services(
     dispatcher = Dispatcher(journal, Placement(policy, engines), engines, bodies, texts, settings, clock, new_id)
     cancel = CancelService(journal, dispatcher)
     loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
+    unserved = Unserved(journal, dispatcher, settings, loading.manages)
     gpus = GpuService(journal, clock, settings)
     estimator = Estimator()
     pools = PoolService(journal, dispatcher)
@@ -135,7 +136,16 @@ def build_services(
     return Services(
         journal=journal,
         admission=AdmissionService(
-            journal, dispatcher, bodies, engines, settings, new_id, new_seed, estimator, loading.loadable
+            journal,
+            dispatcher,
+            bodies,
+            engines,
+            settings,
+            new_id,
+            new_seed,
+            estimator,
+            loading.loadable,
+            unserved.trouble,
         ),
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
@@ -145,7 +155,7 @@ def build_services(
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
-        watchdog=Watchdog(journal, dispatcher, Unserved(journal, dispatcher, settings), clock, watch_s),
+        watchdog=Watchdog(journal, dispatcher, unserved, clock, watch_s),
         gpus=gpus,
         loading=loading,
         draining=DrainService(journal, dispatcher, pools, loading.manages),

@@ -8,6 +8,7 @@ from ..devices import CPU
 from ..events.gpu import GpuRecord
 from ..projections.head import Head
 from ..projections.pools import PoolState
+from ..scheduling.ledger import gib
 from ..scheduling.swap_types import DeviceMemory
 from ..settings import PoolSettings, Settings
 
@@ -97,6 +98,33 @@ def split_of(head: Head, pool: PoolState, settings: PoolSettings) -> tuple[int, 
         return ()
     shared, each = sized.weights_bytes + sized.kv_bytes, sized.compute_bytes + sized.overhead_bytes
     return tuple(_corrected(-(-shared * share // sum(shares)) + each, pool, settings) for share in shares)
+
+
+def misfit_of(head: Head, settings: Settings, pool: PoolState, own: PoolSettings) -> str:
+    """Why a pool fits none of the devices that it may run on, were they empty, with the numbers; "" = it does, or its host
+    has not said yet what it has and what the pool needs."""
+    if pool.declared.host not in head.gpus.by_host:
+        return ""
+    mask = mask_of(head, pool)
+    most = {
+        device.device: device.total_bytes - device.reserve_bytes
+        for device in devices_of(head, settings)
+        if device.host == pool.declared.host and device.device in mask
+    }
+    if not most:
+        return (
+            f"there is no GPU {pool.declared.device_mask!r}"
+            if pool.declared.device_mask != "auto"
+            else "there is no GPU"
+        )
+    need = whole_of(pool, own)
+    if need <= max(most.values()):
+        return ""
+    parts = split_of(head, pool, own) if len(mask) > 1 and CPU not in mask else ()
+    if parts and all(part <= most.get(device, 0) for device, part in zip(mask, parts, strict=True)):
+        return ""
+    have = ", ".join(f"{device} has {gib(size)}" for device, size in sorted(most.items()))
+    return f"it needs {gib(need)}, and {have}"
 
 
 def _gpus(head: Head, host: str) -> list[GpuRecord]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llama_orch.core.errors import PoolUnreadyError
+from llama_orch.core.errors import PoolUnavailableError, PoolUnreadyError
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
 from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
 from llama_orch.core.settings import PoolSettings, Settings, SwapSettings, TimeoutSettings
@@ -316,3 +316,31 @@ def test_a_model_that_did_not_fit_where_it_was_predicted_to_counts_for_more_and_
     rig.goes("a")
     rig.gpus()
     assert rig.pool("a").devices == [BIG]
+
+
+def test_a_model_that_no_card_holds_is_refused_with_the_numbers(make: Callable[[Settings], Rig]) -> None:
+    rig = make(_settings("a", devices="GPU-small"))
+    rig.gpus()
+    early = rig.submit(model_ref="a").task_id
+    rig.size("a", 20_000)
+    with pytest.raises(PoolUnavailableError) as refused:
+        rig.submit(model_ref="a")
+    assert "pool 'p-a' fits no device: it needs 19.5 GiB, and GPU-small has 11.5 GiB" in refused.value.message
+    rig.advance(11)
+    assert "it needs 19.5 GiB" in rig.ended(early).message
+    assert rig.events(PoolLoading) == []
+
+
+def test_a_card_that_is_not_there_is_said(make: Callable[[Settings], Rig]) -> None:
+    rig = make(_settings("a", devices="7"))
+    rig.gpus()
+    rig.size("a", 100)
+    with pytest.raises(PoolUnavailableError, match="there is no GPU '7'"):
+        rig.submit(model_ref="a")
+
+
+def test_what_two_cards_hold_together_is_not_refused(rig: Rig) -> None:
+    rig.gpus()
+    rig.size("a", 30_000)
+    rig.submit(model_ref="a")
+    assert rig.pool("a").devices == [BIG, SMALL]
