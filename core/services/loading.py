@@ -209,7 +209,7 @@ class LoadingService:
             served_until_ns=pool.served_until_ns,
             retry_at_ns=pool.retry_ns,
             load_ms=pool.load_ms,
-            busy_ms=0,
+            busy_ms=_task_ms(pool) if head.leases.count(declared.pool_id) else 0,
             since_ns=pool.since_ns,
             drain_cause=pool.drain_cause,
             made_room_for=pool.made_room_for,
@@ -231,10 +231,7 @@ class LoadingService:
     @staticmethod
     def _work_ms(head: Head, group: str, waiting: int) -> int:
         """What waits, at the rate that the group's quickest pool has shown."""
-        times = [
-            (pool.output_mtok or _TOKENS * 1000) * 1_000 // (pool.decode_mtok_s or _MTOK_S) // max(1, pool.slots)
-            for pool in head.pools.serving(group)
-        ]
+        times = [_task_ms(pool) // max(1, pool.slots) for pool in head.pools.serving(group)]
         return waiting * min(times, default=0)
 
     # --- what follows ------------------------------------------------------------------------------------------------
@@ -285,6 +282,11 @@ _TELLING = frozenset(
         "pool.retired",
     }
 )
+
+
+def _task_ms(pool: PoolState) -> int:
+    """How long a task takes on a pool, as it has shown so far."""
+    return (pool.output_mtok or _TOKENS * 1000) * 1_000 // (pool.decode_mtok_s or _MTOK_S)
 
 
 def phase_of(pool: PoolState) -> PoolPhase:

@@ -119,10 +119,11 @@ def test_a_model_that_fits_no_single_gpu_is_spread_over_its_mask() -> None:
     assert set(report.busy_permille) == {"GPU-0", "GPU-1"}
 
 
-def test_a_model_that_fits_nowhere_is_said_to_and_keeps_nobody_else_waiting() -> None:
-    report = World(rig(pool("a", 60), pool("b", 4)), tasks((0, "a"), (10, "b"))).run()
+def test_who_asks_for_a_model_that_fits_nowhere_is_told_and_keeps_nobody_else_waiting() -> None:
+    report = World(rig(pool("a", 60), pool("b", 4)), tasks((0, "a"), (10, "b"), (60_000, "a"))).run()
     assert report.completed == 1
-    assert "a needs 60.0 GiB, more than its devices hold" in report.waits["model-a"]
+    assert report.failed + report.refused == 2
+    assert report.refused >= 1
 
 
 def test_a_pinned_model_stays_whoever_waits() -> None:
