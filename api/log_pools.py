@@ -24,7 +24,7 @@ from ..core.events.pool import (
     PoolUnready,
 )
 from ..core.projections.projection import Recorded
-from ..core.services.explaining import gib
+from ..core.scheduling.ledger import gib
 
 Fields = dict[str, Any]
 Said = tuple[str, Fields, str]

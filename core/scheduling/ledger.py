@@ -17,7 +17,11 @@ Key = tuple[str, str]
 
 
 def gib(size: int) -> str:
-    """Bytes as people read them: ``13.4 GiB``."""
+    """Bytes as people read them: ``13.4 GiB``; less than one in MiB, less than one of those in KiB."""
+    if size < 2**20:
+        return f"{(size + 2**9) // 2**10} KiB"
+    if size < 2**30:
+        return f"{(size + 2**19) // 2**20} MiB"
     tenths = (size * 10 + 2**29) // 2**30
     return f"{tenths // 10}.{tenths % 10} GiB"
 

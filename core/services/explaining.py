@@ -10,6 +10,7 @@ from ..errors import ModelNotFoundError
 from ..journal.journal import Journal
 from ..projections.head import Head
 from ..projections.pools import PoolState
+from ..scheduling.ledger import gib
 from ..settings import Settings
 from .device_memory import devices_of, mask_of, whole_of
 from .loading import LoadingService, phase_of
@@ -112,16 +113,6 @@ class Explaining:
                 }
             )
         return out
-
-
-def gib(size: int) -> str:
-    """Bytes as people read them, e.g. ``13.4 GiB``; below one GiB in MiB."""
-    if size < 2**20:
-        return f"{(size + 2**9) // 2**10} KiB"
-    if size < 2**30:
-        return f"{(size + 2**19) // 2**20} MiB"
-    tenths = (size * 10 + 2**29) // 2**30
-    return f"{tenths // 10}.{tenths % 10} GiB"
 
 
 def _words(said: Mapping[str, Any]) -> list[str]:

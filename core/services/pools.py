@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from ..errors import NotFoundError
 from ..events.manager import ManagerConnected, ManagerLost, OutboxReceived
+from ..events.model import EngineInstalled, ModelStaged
 from ..events.pool import PoolDeclared, PoolReady, PoolReloaded, PoolRetired, PoolUnready
 from ..journal.journal import Journal
 from ..projections.pools import PoolState
@@ -14,6 +17,9 @@ from ..settings import PoolSettings, Settings
 from ..types import PoolView
 from .dispatch import Dispatcher
 from .placement import pool_view
+
+#: facts that name the host they happened on
+_OF_HOSTS = (EngineInstalled, ModelStaged)
 
 
 def declaration(pool: PoolSettings, aliases: list[str], source: str) -> PoolDeclared:
@@ -82,7 +88,7 @@ class PoolService:
         if not fresh:
             return head.next_seq
         received = OutboxReceived(host=host, boot_id=boot_id, incarnation=incarnation, n=fresh[-1][0])
-        events = [event for _, event in fresh]
+        events = [_told_by(host, event) for _, event in fresh]
         seq = self._journal.append([*events, received], actor=f"host:{host}", correlation="", internal=True)
         for event in events:
             if isinstance(event, PoolReady | PoolReloaded):
@@ -209,3 +215,11 @@ def _reload(pool: PoolState) -> dict[str, Any] | None:
     if pool.reload_trouble:
         return {"to": "", "handover": "", "trouble": pool.reload_trouble, "advice": pool.reload_advice}
     return None
+
+
+def _told_by(host: str, event: Any) -> Any:
+    """A host does not know by which name it goes here."""
+    if not isinstance(event, _OF_HOSTS):
+        return event
+    struct: Any = event  # a type checker does not see that events are structs
+    return msgspec.structs.replace(struct, host=host)

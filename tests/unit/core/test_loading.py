@@ -10,6 +10,7 @@ import pytest
 
 from llama_orch.core.errors import PoolUnavailableError, PoolUnreadyError
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
+from llama_orch.core.events.model import ModelStaged
 from llama_orch.core.events.pool import PoolLoading, PoolReady, PoolSized, PoolUnloading, PoolUnready
 from llama_orch.core.settings import PoolSettings, Settings, SwapSettings, TimeoutSettings
 from llama_orch.core.types import PlacementRequest
@@ -344,3 +345,8 @@ def test_what_two_cards_hold_together_is_not_refused(rig: Rig) -> None:
     rig.size("a", 30_000)
     rig.submit(model_ref="a")
     assert rig.pool("a").devices == [BIG, SMALL]
+
+
+def test_facts_of_a_host_bear_the_name_that_it_has_here(rig: Rig) -> None:
+    rig.tell(ModelStaged(host="local", ref="hf:o/m"), host="attic")
+    assert [e.host for e in rig.events(ModelStaged)] == ["attic"]

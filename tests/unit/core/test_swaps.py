@@ -162,12 +162,13 @@ def test_a_stale_or_missing_sample_is_not_guessed_and_that_is_said() -> None:
     assert ledger(never).said(key) == "big: 24.0 GiB of 24.0 GiB free by the ledger alone (never sampled)"
 
 
-def test_sizes_are_told_to_a_tenth() -> None:
-    assert [gib(size) for size in (0, GIB, 13 * GIB + 400 * 2**20, 2**20 * 52)] == [
-        "0.0 GiB",
+def test_sizes_are_told_to_a_tenth_and_small_ones_in_their_own_unit() -> None:
+    assert [gib(size) for size in (0, 700 * 2**10, 2**20 * 52, GIB, 13 * GIB + 400 * 2**20)] == [
+        "0 KiB",
+        "700 KiB",
+        "52 MiB",
         "1.0 GiB",
         "13.4 GiB",
-        "0.1 GiB",
     ]
 
 
