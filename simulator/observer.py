@@ -48,6 +48,8 @@ class Observer:
         self._waiting: dict[str, Seen] = {}
         self._serving: dict[str, set[str]] = {}
         self._refused: dict[int, str] = {}
+        #: per model: why the first of its tasks got no answer
+        self._unserved: dict[str, str] = {}
         #: models that left so that another could be loaded
         self.swaps = 0
         #: pools that were loaded, with the devices that they are on
@@ -55,9 +57,10 @@ class Observer:
         self.passed_over_ms = 0
         self.passed_over_in_all_ms = 0
 
-    def refused(self, number: int, code: str, now_ns: int) -> None:
+    def refused(self, number: int, model: str, why: str) -> None:
         """A task was turned away."""
-        self._refused[number] = code
+        self._refused[number] = why
+        self._unserved.setdefault(model, why)
 
     def note(self, records: list[Recorded]) -> None:
         """Facts were committed."""
@@ -76,6 +79,8 @@ class Observer:
                 seen = self.tasks[event.task_id]
                 seen.ended_ns, seen.outcome, seen.tokens_out = now_ns, event.outcome, event.tokens_out
                 self._waiting.pop(event.task_id, None)
+                if event.outcome == "failed":
+                    self._unserved.setdefault(seen.group, event.message)
             elif isinstance(event, PoolLoading):
                 self._on[event.pool_id] = tuple(event.devices)
             elif isinstance(event, PoolReady | PoolUndrained):
@@ -163,6 +168,7 @@ class Observer:
             passed_over_ms=self.passed_over_ms,
             passed_over_in_all_ms=self.passed_over_in_all_ms,
             violations=violations,
+            unserved=dict(sorted(self._unserved.items())),
             digest=digest,
             waits=dict(sorted(waits.items())),
         )

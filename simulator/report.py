@@ -77,6 +77,8 @@ class Report(Struct, frozen=True, kw_only=True):
     digest: str
     #: per model that tasks still wait for at the end: why it is not loaded
     waits: dict[str, str] = {}
+    #: per model: why the first of its tasks that got no answer got none
+    unserved: dict[str, str] = {}
 
 
 def reports_as_data(reports: Sequence[Report]) -> list[dict[str, Any]]:
@@ -119,6 +121,7 @@ def table(reports: Sequence[Report]) -> str:
     ]
     for report in reports:
         lines += [f"{report.name}: {model} is not loaded: {why}" for model, why in report.waits.items()]
+        lines += [f"{report.name}: {model} is not served: {why}" for model, why in report.unserved.items()]
         lines += [f"{report.name}: {violation}" for violation in report.violations[:_VIOLATIONS]]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -207,7 +207,7 @@ class World:
         try:
             await self.services.admission.submit(request, Caller(owner="local"), correlation=f"n{task.n}")
         except OrchError as error:
-            self.observer.refused(task.n, error.code, self.clock.now_ns())
+            self.observer.refused(task.n, request.model_ref, error.message)
             self._ended(task.n)
 
     def _note(self, records: list[Recorded]) -> None:

@@ -73,7 +73,7 @@ def test_on_a_smaller_card_the_models_take_turns(call, config, trace) -> None:
 def test_what_fits_nowhere_is_said(call, config, trace) -> None:
     done = call("simulate", str(config), "--trace", str(trace), "--gpus", "8", *SIZES, "--no-comparison")
     assert done.status == exits.OK
-    assert "large is not loaded: large needs 18" in done.out
+    assert "large is not served: pool 'large' fits no device: it needs 18" in done.out
 
 
 def test_a_models_size_is_read_from_its_file(call, tmp_path, trace) -> None:

@@ -124,6 +124,7 @@ def test_who_asks_for_a_model_that_fits_nowhere_is_told_and_keeps_nobody_else_wa
     assert report.completed == 1
     assert report.failed + report.refused == 2
     assert report.refused >= 1
+    assert "it needs 60.0 GiB" in report.unserved["model-a"]
 
 
 def test_a_pinned_model_stays_whoever_waits() -> None:
