@@ -121,14 +121,20 @@ def check_cursor(
     elif ended is not None and seen == ended[1]:
         expected = ended[0]
     if expected != cursor.epoch or seen > held:
-        if ended is not None:
-            last = f"{ended[0]}.{ended[1]}"
-        elif entries and epochs:
-            last = f"{epochs[-1][0]}.{entries}"
-        else:
-            last = f"{started_epoch}.0" if started_epoch else ""
-        msg = f"the journal does not hold frame {cursor.epoch}.{seen}; the last one it holds is {last or 'none'}"
+        last = _last_common(cursor.epoch, seen, started_epoch, epochs, entries)
+        msg = f"the journal does not hold frame {cursor.epoch}.{seen}; the last one before it is {last or 'none'}"
         raise ResumeLostError(msg, field="Last-Event-ID", got=f"{cursor.epoch}.{seen}", last_id_held=last)
+
+
+def _last_common(epoch: int, seen: int, started_epoch: int, epochs: list[tuple[int, int]], entries: int) -> str:
+    """The last frame that the journal holds of those that the reader may have seen; "" = none, not even the first.
+
+    What came in a later epoch took the place of what was lost: the reader has not seen it, under whatever number.
+    """
+    held = min(entries, seen, next((first - 1 for later, first in epochs if later > epoch), entries))
+    if held > 0:
+        return f"{next(one for one, first in reversed(epochs) if first <= held)}.{held}"
+    return f"{started_epoch}.0" if 0 < started_epoch <= epoch else ""
 
 
 class Streams:

@@ -72,8 +72,9 @@ def test_memory_holds_and_what_fits_is_done(rig: Rig, data: st.DataObject) -> No
         )
     report = World(rig, trace).run()
     assert report.violations == []
-    assert report.failed == report.refused == 0
     fits = {model for model in models if any(holds(rig, p) for p in rig.pools if p.model == model)}
+    # Nobody is turned away but for a model that no device holds.
+    assert report.failed + report.refused <= sum(task.model not in fits for task in trace)
     if all(task.model in fits for task in trace):
         assert report.completed == len(trace)
         assert report.waits == {}

@@ -254,9 +254,11 @@ def test_a_task_that_ended_without_a_start_has_an_end_alone() -> None:
         stage.attempt(running_id).free()
 
 
-@pytest.mark.parametrize("after", ["1.9", "2.1", "1.40", "7.0", "0.1"])
+@pytest.mark.parametrize("after, held", [("1.9", "1.3"), ("2.1", "1.1"), ("1.40", "1.3"), ("7.0", "1.0"), ("0.1", "")])
 @pytest.mark.parametrize("ended", [False, True])
-def test_an_id_that_the_journal_does_not_hold_is_told_with_the_last_that_it_does(after: str, ended: bool) -> None:
+def test_an_id_that_the_journal_does_not_hold_is_told_with_the_last_before_it_that_it_does(
+    after: str, held: str, ended: bool
+) -> None:
     with on_stage() as stage:
         task_id = spoken(stage, 3)
         if ended:
@@ -264,7 +266,17 @@ def test_an_id_that_the_journal_does_not_hold_is_told_with_the_last_that_it_does
             stage.settle()
         reader = stage.reader(task_id, after=after)
         assert isinstance(reader.error, ResumeLostError)
-        assert reader.error.details["last_id_held"] == ("1.4" if ended else "1.3")
+        assert reader.error.details["last_id_held"] == held
+
+
+def test_what_took_the_place_of_a_lost_tail_is_nothing_that_its_reader_has_seen() -> None:
+    """The reader saw 1.1 to 1.5; the journal kept 1.1 and 1.2, and has gone on in epoch 2 since."""
+    with pytest.raises(ResumeLostError) as lost:
+        check_cursor(Cursor(1, 6), 1, [(1, 1), (2, 3)], 4, None)
+    assert lost.value.details["last_id_held"] == "1.2"
+    with pytest.raises(ResumeLostError) as all_lost:
+        check_cursor(Cursor(1, 6), 2, [(2, 1)], 9, (2, 10))
+    assert all_lost.value.details["last_id_held"] == ""
 
 
 def test_an_id_from_before_the_start_is_lost_when_nothing_is_held() -> None:
