@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from ... import migrations
@@ -58,6 +58,9 @@ from ._relational import (
 T = TypeVar("T")
 
 _OPTIONS: dict[str, Any] = {"head_path": "", "lock_timeout_ms": 5000, "connect_timeout_s": 5}
+#: how long one waits for a writer's session to end before another process is taken to hold the journal
+_LEAVING_MS = 1000
+_LOCK_NOT_AVAILABLE = "55P03"
 #: SQLSTATEs, or their first two characters, after which nothing was written and another try may do
 _REFUSED = ("53", "40", "25006", "42501", "55006", "55P03", "57014")
 
@@ -123,7 +126,7 @@ class PostgresqlStore(RelationalReader):
     def open(self) -> Tail:
         try:
             connection = self._connect()
-            if not self._attempt(lambda: connection.execute(_TRY_LOCK).scalar()):
+            if not self._attempt(lambda: self._take_lock(connection)):
                 msg = f"another process holds the journal in {self._place()}"
                 raise JournalLockedError(msg, remedy="Stand by, or use the server that runs.")
             self._attempt(lambda: self._check_schema(connection))
@@ -165,6 +168,21 @@ class PostgresqlStore(RelationalReader):
             self._attempt(lambda: self._upgrade(connection))
         finally:
             self.close()
+
+    def _take_lock(self, connection: sa.Connection) -> bool:
+        """Whether the lock is ours now. The session of a writer that has just closed may still be on its way out."""
+        if connection.execute(_TRY_LOCK).scalar():
+            return True
+        connection.exec_driver_sql(f"SET lock_timeout = {_LEAVING_MS}")
+        try:
+            connection.execute(_WAIT_LOCK)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            return False
+        finally:
+            connection.exec_driver_sql(f"SET lock_timeout = {self._lock_timeout_ms}")
+        return True
 
     def _begin_epoch(self, connection: sa.Connection) -> Tail:
         connection.exec_driver_sql("BEGIN")

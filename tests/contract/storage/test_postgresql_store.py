@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,3 +93,17 @@ def _store(postgres: PostgresServer, folder: Path) -> PostgresqlStore:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_schema(folder)}".encode())
     return PostgresqlStore(f"{postgres.url}&options=-csearch_path%3D{_schema(folder)}", {})
+
+
+@covers("JRN-3")
+def test_a_writer_that_is_just_leaving_is_waited_for(postgres: PostgresServer, tmp_path: Path) -> None:
+    first, second = _store(postgres, tmp_path), _store(postgres, tmp_path)
+    first.open()
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(postgres.url, autocommit=True) as watching:
+        opening = threads.submit(second.open)
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while not opening.done() and watching.execute(waits).fetchone() == (0,):
+            pass
+        first.close()
+        assert opening.result().epoch == 2
+    second.close()
