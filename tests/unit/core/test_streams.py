@@ -272,10 +272,10 @@ def test_an_id_that_the_journal_does_not_hold_is_told_with_the_last_before_it_th
 def test_what_took_the_place_of_a_lost_tail_is_nothing_that_its_reader_has_seen() -> None:
     """The reader saw 1.1 to 1.5; the journal kept 1.1 and 1.2, and has gone on in epoch 2 since."""
     with pytest.raises(ResumeLostError) as lost:
-        check_cursor(Cursor(1, 6), 1, [(1, 1), (2, 3)], 4, None)
+        check_cursor(Cursor(6, 1), 1, [(1, 1), (2, 3)], 4, None)
     assert lost.value.details["last_id_held"] == "1.2"
     with pytest.raises(ResumeLostError) as all_lost:
-        check_cursor(Cursor(1, 6), 2, [(2, 1)], 9, (2, 10))
+        check_cursor(Cursor(6, 1), 2, [(2, 1)], 9, (2, 10))
     assert all_lost.value.details["last_id_held"] == ""
 
 
