@@ -192,17 +192,21 @@ class Outbox:
         return Work(write, self._segment, [name for name in self._segments if self._is_over(name)])
 
     def perform(self, work: Work) -> None:
-        """Do it. :raises OSError: the disk took nothing, or not all."""
-        for name in work.remove:
-            self._files.remove(name)
+        """Do it. :raises OSError: the disk took nothing, or not all.
+
+        What is written may take the place of what is removed, so it has to be there first.
+        """
         if work.write:
             self._files.append(work.segment, b"".join(_line(entry.fact) for entry in work.write))
+        for name in work.remove:
+            self._files.remove(name)
 
     def finish(self, work: Work, error: OSError | None) -> list[Entry]:
         """It was done, or not; the entries that are durable now and were not before."""
-        for name in work.remove:
-            self._segments.pop(name, None)
         self._refused = error is not None
+        if error is None:
+            for name in work.remove:
+                self._segments.pop(name, None)
         if error is not None:
             # What of the lines is there is unknown: nothing is ever written behind them.
             self._segments.setdefault(self._segment, 0)

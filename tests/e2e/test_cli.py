@@ -18,6 +18,8 @@ import pytest
 
 from llama_orch.cli import exits, server_file
 
+from .conftest import wait_until
+
 #: goes on until it is cancelled, at a pace that a person could read
 ENDLESS = "[[mock fault=endless rate=50]] go on"
 QUICK = "[[mock tokens=5]] say"
@@ -356,6 +358,7 @@ def test_input_that_is_no_text_is_refused(home):
 
 def test_serve_prints_where_it_is_and_stops_in_order(new_server):
     server = new_server({"pools": []}, "--json").start(ready=False)
+    wait_until(lambda: server.out_path.read_text().endswith("\n"), "the line that it prints")
     told = json.loads(server.out_path.read_text())
     assert told["openai_base_url"] == f"{server.url}/v1"
     assert told["data_dir"] == str(server.home.data_dir)
