@@ -261,3 +261,17 @@ def test_facts_that_a_full_disk_refuses_wait_and_only_the_newest_of_a_kind_is_ke
     outbox.perform(work := outbox.begin())
     fresh = outbox.finish(work, None)
     assert [entry.fact.n for entry in fresh] == [4]
+
+
+def test_what_is_thinned_out_stays_until_what_takes_its_place_is_on_disk() -> None:
+    files = FakeFiles()
+    outbox = Outbox(files, boot_id="b", incarnation="1", segment_bytes=400, most_bytes=700)
+    for value in range(1, 7):
+        outbox.add([("state a", fact("a", value))])
+        outbox.perform(work := outbox.begin())
+        outbox.finish(work, None)
+    outbox.add([("state a", fact("a", 7))])
+    files.fate = ("crash", 0)
+    with pytest.raises(CrashError):
+        outbox.perform(outbox.begin())
+    assert Outbox(files, boot_id="b", incarnation="2").pending[-1].fact.n == 6
