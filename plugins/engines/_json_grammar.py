@@ -124,6 +124,9 @@ class _Converter:
             msg = f"{place}: 'properties' is an object"
             raise SchemaError(msg)
         required = _list(schema.get("required", []), place, "required", empty=True)
+        if not all(isinstance(name, str) for name in required):
+            msg = f"{place}: 'required' lists names"
+            raise SchemaError(msg)
         additional = schema.get("additionalProperties", not properties)
         members = [
             (f'{_literal(name)} ws ":" ws {self.expression(part, f"{place}.{name}")}', name in required)

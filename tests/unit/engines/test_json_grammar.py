@@ -68,6 +68,7 @@ def test_a_recursive_reference_is_a_recursive_rule():
         ({"type": "string", "minLength": 4, "maxLength": 3}, "below"),
         ({"type": "string", "minLength": -1}, "whole numbers"),
         ({"type": "integer", "minimum": "1"}, "bounds are numbers"),
+        ({"type": "object", "required": [["a"]]}, "lists names"),
         (False, "not false"),
     ],
 )
