@@ -26,6 +26,7 @@ from typing import Any
 
 from tests.support.host import StandInHost
 
+from llama_orch.core.errors import InvalidParamsError
 from llama_orch.core.ports import (
     AttemptEnd,
     AttemptSink,
@@ -90,8 +91,21 @@ class HeldEngine:
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [0] * (len(text) // 4)
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         return json.dumps(list(messages))
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         return int(self.sink is not None)

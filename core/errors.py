@@ -7,6 +7,8 @@
         InvalidParamsError        400  INVALID_PARAMS
         ContextExceededError      400  CONTEXT_EXCEEDED
         DeadlineUnmetError        400  DEADLINE_UNMET
+        MissingTokenError         401  MISSING_TOKEN
+        BadTokenError             401  BAD_TOKEN
         ForbiddenError            403  FORBIDDEN
         PolicyDeniedError         403  POLICY_DENIED
         NotFoundError             404  NOT_FOUND
@@ -16,7 +18,7 @@
         SessionExpiredError       409  SESSION_EXPIRED
         ResumeLostError           409  RESUME_LOST
         PayloadTooLargeError      413  PAYLOAD_TOO_LARGE
-      BackpressureError           429  ADMISSION_REJECT | QUEUE_FULL_DROP_LRU
+      BackpressureError           429  ADMISSION_REJECT | QUEUE_FULL_DROP_LRU | RATE_LIMITED
       UnavailableError                  the request is fine; it may work later
         PoolUnreadyError          503  POOL_UNREADY
         PoolUnavailableError      503  POOL_UNAVAILABLE
@@ -123,6 +125,22 @@ class UntrustedArtifactError(RequestError):
     remedy = "Sign the artifact with a trusted key, or relax catalog.trust_policy."
 
 
+class MissingTokenError(RequestError):
+    """The request brings no key, and this server asks for one."""
+
+    code = "MISSING_TOKEN"
+    status = 401
+    remedy = "Send Authorization: Bearer KEY or x-api-key: KEY; `llama-orch keys create` makes one."
+
+
+class BadTokenError(RequestError):
+    """The key is not known, revoked or expired."""
+
+    code = "BAD_TOKEN"
+    status = 401
+    remedy = "Use a key that is valid; `llama-orch keys list` shows them, `llama-orch keys create` makes one."
+
+
 class ForbiddenError(RequestError):
     """The caller may not do this."""
 
@@ -210,6 +228,13 @@ class BackpressureError(OrchError):
     status = 429
     retriable = True
     remedy = "Wait retry_after_ms and send the same request again."
+
+
+class RateLimitedError(BackpressureError):
+    """The key sends more than its rate allows (ADM-7)."""
+
+    code = "RATE_LIMITED"
+    remedy = "Wait retry_after_ms; whoever runs the server can raise the key's limits."
 
 
 class DroppedError(BackpressureError):

@@ -221,9 +221,46 @@ class EngineProperties(Struct, frozen=True, kw_only=True):
     ctx: int = 0
     flags: str = ""
     workloads: tuple[str, ...] = ("completion", "chat")
+    #: what it can beside that, of :data:`FEATURES`
+    features: tuple[str, ...] = ("render", "grammar", "json_schema", "tokenize", "seed", "continue")
     #: may promise ``determinism: strict``
     strict_capable: bool = False
     device: str = "cpu"
+
+
+#: what engines can have beside workloads: ``render`` a chat as a prompt (else a chat is always sent as ``chat``),
+#: ``tools``, ``reasoning`` (the model thinks, and the engine tells that apart), ``images``, ``logprobs``,
+#: ``prompt_ids``, ``logit_bias``, ``grammar``, ``json_schema``, ``tokenize``, ``detokenize``, ``seed``, ``continue`` (it goes on from
+#: a prefix)
+FEATURES = (
+    "render",
+    "tools",
+    "reasoning",
+    "images",
+    "logprobs",
+    "prompt_ids",
+    "logit_bias",
+    "grammar",
+    "json_schema",
+    "tokenize",
+    "detokenize",
+    "seed",
+    "continue",
+)
+
+
+class ChatJob(Struct, frozen=True, kw_only=True):
+    """A chat that the engine renders and whose answer it parses: tools, reasoning, images."""
+
+    #: as OpenAI writes them
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    #: "" = the engine's default
+    tool_choice: str | Mapping[str, Any] = ""
+    parallel_tool_calls: bool | None = None
+    #: "" = the model's default; "none" = it shall not think
+    reasoning_effort: str = ""
+    template_kwargs: Mapping[str, Any] = {}
 
 
 class GenerateJob(Struct, frozen=True, kw_only=True):
@@ -231,7 +268,22 @@ class GenerateJob(Struct, frozen=True, kw_only=True):
 
     task_id: str
     attempt: int
-    prompt: str
+    #: "completion" | "chat" | "embedding" | "rerank"
+    workload: str = "completion"
+    prompt: str = ""
+    #: the prompt as token ids, instead of ``prompt``
+    prompt_ids: Sequence[int] = ()
+    #: sent to the engine's chat endpoint instead of a prompt
+    chat: ChatJob | None = None
+    #: texts to embed or to rank
+    inputs: Sequence[str] = ()
+    #: what ``inputs`` are ranked by
+    query: str = ""
+    #: length of an embedding; 0 = the model's
+    dimensions: int = 0
+    #: answers to one prompt. Their entries carry ``choice``; an engine that has no such request makes them one after
+    #: another, the k-th with ``seed + k``
+    n: int = 1
     #: text already journaled that the engine shall continue from; "" for a fresh or regenerated run
     prefix: str = ""
     slot: int = -1
@@ -246,7 +298,12 @@ class GenerateJob(Struct, frozen=True, kw_only=True):
     cache_prompt: bool = False
     #: put special tokens of the prompt's text to use (a rendered chat), and add BOS where the model wants it
     parse_special: bool = True
-    logprobs: int = 0
+    #: entries shall carry log-probabilities
+    logprobs: bool = False
+    #: beside each token so many of the likeliest
+    top_logprobs: int = 0
+    #: added to the logits of tokens, by token id
+    logit_bias: Mapping[str, float] = {}
 
 
 class AttemptStart(Struct, frozen=True, kw_only=True):
@@ -256,10 +313,28 @@ class AttemptStart(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
+class EmbeddingResult(Struct, frozen=True, kw_only=True):
+    """One vector per input."""
+
+    #: little-endian float32, one after another
+    vectors: list[bytes]
+
+
+class RerankResult(Struct, frozen=True, kw_only=True):
+    """How well each input fits the query, in the order of the inputs."""
+
+    #: shortest-repr decimals
+    scores: list[str]
+
+
 class AttemptEnd(Struct, frozen=True, kw_only=True):
     """The engine finished the job, by its own word."""
 
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    #: of each choice, when there are several
+    finish_reasons: tuple[str, ...] = ()
+    #: of an embedding or a rerank job
+    result: EmbeddingResult | RerankResult | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prefill_us: int = 0
@@ -323,10 +398,26 @@ class Engine(Protocol):
 
     def generate(self, job: GenerateJob, sink: AttemptSink) -> AttemptHandle: ...
 
-    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text. :raises InvalidParamsError: the engine has no such question."""
+        ...
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt that the engine's own template makes of a chat."""
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt that the engine's own template makes of a chat. :raises InvalidParamsError: it cannot."""
+        ...
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids. :raises InvalidParamsError: the engine has no such question, or ids that it does not know."""
+        ...
+
+    async def forget(self, slot: int) -> bool:
+        """Free the KV cache of an idle slot; whether the engine did so."""
         ...
 
     async def slots_in_use(self) -> int | None:

@@ -20,6 +20,13 @@ Recovery = Literal["strict", "continue", "none"]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
 Text = Annotated[str, Meta(max_length=16_000_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+TokenId = Annotated[int, Meta(ge=0, le=4_294_967_295)]
+
+#: channels of entries: what is said aloud, what is thought, and for each tool call its function's name and its arguments
+TEXT = ""
+REASONING = "reasoning"
+CALL = "call:"
+TOOL = "tool:"
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -28,8 +35,12 @@ class ChatMessage(Struct, forbid_unknown_fields=True, omit_defaults=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
+    #: calls that the assistant made, as OpenAI writes them
     tool_calls: list[dict[str, Any]] | None = None
+    #: of a tool's answer: the call that it answers
     tool_call_id: str | None = None
+    #: what the assistant thought before it spoke, for templates that want it back
+    reasoning_content: str | None = None
 
 
 class PlacementRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,11 +82,39 @@ class TaskRequest(Sampling, forbid_unknown_fields=True, omit_defaults=True, kw_o
     sampler_profile_version: str | None = None
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)] | None = None
+    #: texts to embed or to rank
     inputs: Annotated[list[Text], Meta(min_length=1, max_length=10_000)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
     stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=16)] = []
+    #: a prompt as token ids, instead of ``prompt``
+    prompt_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=10_000_000)] | None = None
     grammar: Text | None = None
     json_schema: dict[str, Any] | None = None
+    #: answers to one prompt; each has ``max_tokens``
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    #: log-probability of each token
+    logprobs: bool | None = None
+    #: beside each token the likeliest ones
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    #: functions that the model may call, as OpenAI writes them (chat)
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=512)] | None = None
+    #: "auto", "none", "required", or the one to call, as OpenAI writes it
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    #: how much a model that can shall think: "none" switches it off
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    #: more variables of the model's chat template
+    chat_template_kwargs: dict[str, Any] | None = None
+    #: added to the logits of tokens, by token id
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    #: length of an embedding, for models that can shorten it
+    dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    #: what ``inputs`` are ranked by (rerank)
+    query: Text | None = None
+    #: idle time after which a session that begins with this task expires
+    session_ttl_ms: Annotated[int, Meta(ge=1, le=31_536_000_000)] | None = None
+    #: tasks that a session that begins with this task may have
+    session_turn_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     #: bounds the end, counted from admission
     deadline_ms: Annotated[int, Meta(ge=1, le=31_536_000_000)] | None = None
     expected_tokens: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
@@ -98,9 +137,9 @@ class Entry(Struct, frozen=True, gc=False):
     ids_complete: bool = True
     #: index of the choice (``n`` > 1)
     choice: int = 0
-    #: "" for text, "reasoning", or "tool:<index>"
+    #: "" for text, "reasoning", "call:<index>" (a function's name), "tool:<index>" (its arguments, a piece of JSON)
     channel: str = ""
-    #: log-probability of the chosen token as a shortest-repr decimal string, or ""
+    #: log-probability of the token as a shortest-repr decimal string, or as :mod:`core.logprobs` packs more; "" = none
     logprob: str = ""
 
 
@@ -110,6 +149,17 @@ class TaskPhase(enum.StrEnum):
     QUEUED = "queued"
     PLACED = "placed"
     RUNNING = "running"
+
+
+class Amount(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What budgets count (BUD-1)."""
+
+    #: of prompt and answer together
+    tokens: int = 0
+    #: from the first journaled entry to the last
+    decode_us: int = 0
+    #: in 10^-12 of the price list's currency
+    cost_pico: int = 0
 
 
 class PoolView(Struct, frozen=True, kw_only=True):

@@ -181,6 +181,7 @@ class Pool:
             decode_mtok_s=readiness.decode_mtok_s,
             url=readiness.url,
             devices=list(order.devices),
+            abilities=[*readiness.properties.workloads, *readiness.properties.features],
         )
         self._last[worker] = Told(event, readiness.properties)
         seat = self._seat_of(worker)

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..core.entries import batch_of
+from ..core.errors import InvalidParamsError
 from ..core.ports import (
     AttemptEnd,
     AttemptFailure,
@@ -246,8 +247,21 @@ class ModelledEngine:
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(range(len(text) // TOKEN_CHARS))
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         return "".join(str(m["content"]) for m in messages)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         return len(self._running)

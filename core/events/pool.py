@@ -68,6 +68,8 @@ class PoolReady:
     url: str = ""
     #: GPUs by UUID, or "cpu"
     devices: list[str] = []
+    #: workloads and features of its engine; empty = not known
+    abilities: list[str] = []
 
 
 @event("pool.unready", stream="pool", key="pool_id")

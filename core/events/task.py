@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ..registry import event
+from ..types import Amount
 
 
 class FilterRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,10 @@ class TaskAdmitted:
     #: sampling parameters that the caller set, decimals as shortest-repr strings
     sampling: dict[str, str] = {}
     max_tokens: int = 0
+    #: answers to one prompt
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int = 0
     ctx: int = 0
     #: tokens of the prompt: exact where known, else an upper bound
     prompt_tokens: int = 0
@@ -82,7 +87,10 @@ class TaskAdmitted:
     #: the caller wants no cached prefix
     kv_cold: bool = False
     placement: PlacementRecord | None = None
-    #: digests of the prompt's beginnings, longest first; only without a session (SES-2)
+    #: workload and features that its engine must have
+    needs: list[str] = []
+    #: digests of what a conversation is known by, most telling first: what the client calls it, then the prompt's
+    #: beginnings, longest first; only without a session (SES-2)
     prefixes: list[str] = []
     #: which rendering the caller asked for: "tasks", "openai.chat", ...
     api: str = "tasks"
@@ -181,8 +189,10 @@ class TaskEnded:
 
     task_id: str
     outcome: str
-    #: "stop" | "length" | "cancelled" | "error"
+    #: "stop" | "length" | "tool_calls" | "cancelled" | "error"
     finish_reason: str
+    #: of each choice, when there are several
+    finish_reasons: list[str] = []
     #: entries in the transcript; the terminal frame's ordinal follows the last
     entries: int
     tokens_out: int
@@ -199,6 +209,8 @@ class TaskEnded:
     recovery_used: str = ""
     #: result of an embedding or rerank task: content id, or ""
     result_id: str = ""
+    #: what its budgets are charged, and with that freed of the rest that was reserved; ``None`` = it has none
+    charge: Amount | None = None
 
 
 @event("task.transcribed")

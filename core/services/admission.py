@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,16 +20,14 @@ from ..errors import (
     ModelNotFoundError,
     OrchError,
     PoolUnreadyError,
-    SessionExpiredError,
-    SessionTurnsExceededError,
 )
-from ..events.session import SessionClosed, SessionOpened
 from ..events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskRejected
 from ..journal.history import fact_at
 from ..journal.journal import Journal
 from ..projections.pools import PoolState
 from ..settings import Settings
 from ..types import PlacementRequest, TaskRequest
+from .abilities import needs_of, require_able
 from .bodies import Bodies, body_of, prefixes, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
@@ -36,6 +35,7 @@ from .engines import EngineDirectory
 from .estimates import Estimator, StartEstimate
 from .placement import placement_record, unmet_wish
 from .pool_trouble import trouble_of, trouble_of_group
+from .tokens import Tokens
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
@@ -55,9 +55,39 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+class AdmissionCheck(Protocol):
+    """What may refuse a task before its queue, or has more to say at its admission: sessions, budgets, limits."""
+
+    def refuse(self, request: TaskRequest, caller: Caller, now_ns: int) -> None:
+        """Refuse what needs no closer look; repetitions of admitted tasks do not come here. :raises OrchError: why."""
+        ...
+
+    def events(self, request: TaskRequest, caller: Caller, prompt_tokens: int, now_ns: int) -> list[object]:
+        """Events of the same batch that go before the admission. :raises OrchError: why the task is refused."""
+        ...
+
+
 def decimals(request: TaskRequest) -> dict[str, str]:
     """The sampling parameters that the caller set, as shortest-repr strings (JRN-9)."""
     return {name: repr(value) for name in _SAMPLING if (value := getattr(request, name)) is not None}
+
+
+class _Asked(msgspec.Struct, frozen=True, gc=False):
+    """What goes with a request and is no part of it."""
+
+    #: digest of the Idempotency-Key, or ""
+    key: str
+    #: of the canonical request, or ""
+    digest: str
+    correlation: str
+    api: str
+    shown: dict[str, Any] | None
+    affinity: str
+
+
+def _named(affinity: str) -> list[str]:
+    """What a conversation is known by, when its client names it."""
+    return [hashlib.sha256(affinity.encode()).hexdigest()[:16]] if affinity else []
 
 
 class AdmissionService:
@@ -70,6 +100,8 @@ class AdmissionService:
         bodies: Bodies,
         engines: EngineDirectory,
         settings: Settings,
+        tokens: Tokens,
+        checks: Sequence[AdmissionCheck],
         new_id: Callable[[], str],
         new_seed: Callable[[], int],
         estimator: Estimator | None = None,
@@ -84,6 +116,8 @@ class AdmissionService:
         self._bodies = bodies
         self._engines = engines
         self._settings = settings
+        self._tokens = tokens
+        self._checks = checks
         self._new_id = new_id
         self._new_seed = new_seed
         #: ids whose earlier use is being looked up
@@ -98,9 +132,13 @@ class AdmissionService:
         idempotency_key: str | None = None,
         api: str = "tasks",
         durable: bool = True,
+        shown: dict[str, Any] | None = None,
+        affinity: str = "",
     ) -> Admission:
         """Admit a task, or attach to the one that the key or id names.
 
+        :param shown: what of the caller's request a compatible API has to show again later.
+        :param affinity: what the client calls its conversation, where it names no session (SES-2).
         :param durable: wait until the admission survives power loss; else the caller waits for ``seq`` itself.
         :raises OrchError: why it was refused; the refusal is an event too.
         """
@@ -110,7 +148,9 @@ class AdmissionService:
         digest = request_digest(request) if idempotency_key is not None or request.task_id is not None else ""
         key = hashlib.sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
         try:
-            admission = await self._attach_or_admit(request, caller, key, digest, correlation, api)
+            admission = await self._attach_or_admit(
+                request, caller, _Asked(key, digest, correlation, api, shown, affinity)
+            )
         except OrchError as error:
             self._note_rejection(request, caller, correlation, error)
             raise
@@ -118,21 +158,19 @@ class AdmissionService:
             await self._journal.synced(admission.seq)
         return admission
 
-    async def _attach_or_admit(
-        self, request: TaskRequest, caller: Caller, key: str, digest: str, correlation: str, api: str
-    ) -> Admission:
-        attached = self._attached(caller, key, digest)
+    async def _attach_or_admit(self, request: TaskRequest, caller: Caller, asked: _Asked) -> Admission:
+        attached = self._attached(caller, asked.key, asked.digest)
         if attached is not None:
             return attached
         task_id = request.task_id
         if task_id is None:
-            return await self._admit(request, caller, key, digest, correlation, api)
+            return await self._admit(request, caller, asked)
         while task_id in self._looking:
             await self._looking[task_id].wait()
         done = self._looking[task_id] = asyncio.Event()
         try:
-            attached = await self._attached_by_id(task_id, caller, digest)
-            return attached or await self._admit(request, caller, key, digest, correlation, api)
+            attached = await self._attached_by_id(task_id, caller, asked.digest)
+            return attached or await self._admit(request, caller, asked)
         finally:
             # Also when the caller left: the others must not wait for an answer that nobody looks for.
             del self._looking[task_id]
@@ -186,30 +224,31 @@ class AdmissionService:
 
     # --- admission -------------------------------------------------------------------------------------------
 
-    async def _admit(
-        self, request: TaskRequest, caller: Caller, key: str, digest: str, correlation: str, api: str
-    ) -> Admission:
-        group = self._group(request.model_ref)
+    async def _admit(self, request: TaskRequest, caller: Caller, asked: _Asked) -> Admission:
+        caller.require_model(request.model_ref)
+        group = self.group_of(request.model_ref)
+        for check in self._checks:
+            check.refuse(request, caller, self._journal.now_ns())
         pools = self._journal.head.pools.serving(group)
+        needs = needs_of(request)
         self._check_placement(request, pools)
         trouble = self._trouble(pools, self._journal.now_ns())
         if trouble is not None:
             raise trouble
+        require_able(pools, needs, request.model_ref)
         self._check_determinism(request, pools)
         prompt_tokens, exact = await self._check_context(request, pools)
         self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
         self._journal.require_ok()
-        body_id, rows = await self._bodies.add(caller.owner, body_of(request), self._journal.require_ok)
+        body_id, rows = await self._bodies.add(caller.owner, body_of(request, asked.shown), self._journal.require_ok)
         self._journal.require_ok()
         # From here on nothing awaits: what was read is what the event is based on.
-        attached = self._attached(caller, key, digest)
+        attached = self._attached(caller, asked.key, asked.digest)
         if attached is not None:
             return attached
         head = self._journal.head
         now = self._journal.now_ns()
-        before: list[object] = []
-        if request.session_id is not None:
-            before += self._session_events(request.session_id, caller, now)
+        before = [event for check in self._checks for event in check.events(request, caller, prompt_tokens, now)]
         queue = head.queue.groups.get(group)
         lane = len(queue.interactive) if queue else 0
         ahead = lane if request.priority == "interactive" or queue is None else len(queue)
@@ -229,11 +268,13 @@ class AdmissionService:
             )
             if late:
                 raise DeadlineUnmetError(late, field="deadline_ms", got=request.deadline_ms)
-        until = now + self._settings.admission.idempotency_ms * 1_000_000 if key else 0
+        until = now + self._settings.admission.idempotency_ms * 1_000_000 if asked.key else 0
         cancels = request.cancel_on_disconnect
         if cancels is None:
             streams = self._settings.streams
-            cancels = streams.tasks_cancel_on_disconnect if api == "tasks" else streams.compat_cancel_on_disconnect
+            cancels = (
+                streams.tasks_cancel_on_disconnect if asked.api == "tasks" else streams.compat_cancel_on_disconnect
+            )
         task_id = request.task_id or self._new_id()
         event = TaskAdmitted(
             task_id=task_id,
@@ -243,8 +284,8 @@ class AdmissionService:
             workload=request.workload,
             priority=request.priority,
             body_id=body_id,
-            request_digest=digest,
-            idempotency_digest=key,
+            request_digest=asked.digest,
+            idempotency_digest=asked.key,
             idempotency_until_ns=until,
             session_id=request.session_id or "",
             engine=request.engine or "",
@@ -254,6 +295,9 @@ class AdmissionService:
             seed=request.seed if request.seed is not None else self._new_seed(),
             sampling=decimals(request),
             max_tokens=request.max_tokens or 0,
+            n=request.n or 1,
+            logprobs=bool(request.logprobs or request.top_logprobs),
+            top_logprobs=request.top_logprobs or 0,
             ctx=request.ctx or 0,
             prompt_tokens=prompt_tokens,
             prompt_tokens_exact=exact,
@@ -262,8 +306,9 @@ class AdmissionService:
             cancel_on_disconnect=cancels,
             kv_cold=request.kv_hint == "cold",
             placement=placement_record(request.placement),
-            prefixes=[] if request.session_id else prefixes(body_of(request)),
-            api=api,
+            needs=needs,
+            prefixes=[] if request.session_id else [*_named(asked.affinity), *prefixes(body_of(request))],
+            api=asked.api,
             queue_position=ahead,
             predicted_start_ms=estimate.start_ms,
             predicted_start_ms_p10=estimate.p10_ms,
@@ -271,7 +316,9 @@ class AdmissionService:
             load_band=estimate.band,
             modelled_start_ms=list(estimate.model_ms),
         )
-        self._journal.append([*dropped, *before, event], actor=caller.identity, correlation=correlation, bodies=rows)
+        self._journal.append(
+            [*dropped, *before, event], actor=caller.identity, correlation=asked.correlation, bodies=rows
+        )
         self._dispatcher.pump(group)
         return Admission(
             task_id, ahead, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, False, self._journal.head.next_seq
@@ -281,7 +328,8 @@ class AdmissionService:
         head, now = self._journal.head, self._journal.now_ns()
         return self._estimator.start(head, group, ahead, now, priority=priority, prompt_tokens=prompt_tokens)
 
-    def _group(self, model_ref: str) -> str:
+    def group_of(self, model_ref: str) -> str:
+        """The serving group of a model. :raises ModelNotFoundError: there is none; the nearest name is told."""
         pools = self._journal.head.pools
         # A pool's own name comes first: `models` may tell which file stands behind that very name.
         group = pools.group_of(model_ref) or pools.group_of(self._settings.models.get(model_ref, model_ref))
@@ -379,44 +427,35 @@ class AdmissionService:
         if request.prompt is not None:
             size += len(request.prompt.encode())
         for message in request.messages or ():
-            size += 32 + len(msgspec.json.encode(message.content))
+            size += 32 + len(msgspec.json.encode(message))
+        if request.tools:
+            size += len(msgspec.json.encode(request.tools))
+        if request.inputs:
+            # Each input is read for itself.
+            size += len((request.query or "").encode()) + max(len(text.encode()) for text in request.inputs)
         contexts = [p.observed.ctx for p in pools if p.observed is not None and p.observed.ctx]
         largest = max(contexts, default=0)
         if request.ctx is not None and largest and request.ctx > largest:
             msg = f"ctx {request.ctx} was asked for, the largest context of {request.model_ref!r} has {largest} tokens"
             raise ContextExceededError(msg, field="ctx", got=request.ctx, n_ctx=largest)
-        if not largest or size <= largest:
+        if request.prompt_ids is None and (not largest or size <= largest):
             return size, False
-        counted = await self._dispatcher.count_tokens(body_of(request), pools)
+        counted: int | None
+        if request.prompt_ids is not None:
+            counted = len(request.prompt_ids)
+        else:
+            counted = await self._tokens.count(body_of(request), pools)
         if counted is None:
             return size, False
-        if counted >= largest:
-            field = "prompt" if request.prompt is not None else "messages"
+        if largest and counted >= largest:
+            field = next(
+                name
+                for name in ("messages", "inputs", "prompt_ids", "prompt")
+                if getattr(request, name) or name == "prompt"
+            )
             msg = f"the prompt has {counted} tokens, the largest context of {request.model_ref!r} holds {largest}"
             raise ContextExceededError(msg, field=field, got=counted, n_prompt_tokens=counted, n_ctx=largest)
         return counted, True
-
-    def _session_events(self, session_id: str, caller: Caller, now_ns: int) -> list[object]:
-        session = self._journal.head.sessions.by_id.get(session_id)
-        defaults = self._settings.sessions
-        opened = SessionOpened(
-            session_id=session_id, owner=caller.owner, ttl_ms=defaults.ttl_ms, turn_limit=defaults.turn_limit
-        )
-        if session is None:
-            return [opened]
-        if session.owner != caller.owner:
-            msg = f"session {session_id} is not yours"
-            raise ConflictError(msg, field="session_id", got=session_id)
-        if session.due(now_ns):
-            self._journal.append(
-                [SessionClosed(session_id=session_id, cause="expired")], actor="server", correlation=""
-            )
-            msg = f"session {session_id} was idle for more than {session.ttl_ms} ms"
-            raise SessionExpiredError(msg, field="session_id", got=session_id)
-        if session.turns >= session.turn_limit:
-            msg = f"session {session_id} has used its {session.turn_limit} turns"
-            raise SessionTurnsExceededError(msg, field="session_id", got=session_id, turns=session.turns)
-        return []
 
     def _make_room(self, group: str, pools: list[PoolState]) -> list[object]:
         """Events that make room in a full queue. :raises BackpressureError: there is none to make."""

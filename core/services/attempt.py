@@ -7,7 +7,7 @@ appended as new entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -26,14 +26,23 @@ class AttemptEvents(msgspec.Struct, frozen=True):
     diverged: Callable[[Attempt], None]
 
 
+class _Debt:
+    """What of one choice and channel the journal holds and the attempt has not repeated yet."""
+
+    __slots__ = ("text", "tokens")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tokens = 0
+
+
 class Attempt:
     """The sink of one attempt; see :class:`~llama_orch.core.ports.AttemptSink`."""
 
     __slots__ = (
+        "_debts",
         "_events",
-        "_expected",
         "_journal",
-        "_owed",
         "begun",
         "cached_tokens",
         "done",
@@ -66,10 +75,8 @@ class Attempt:
         self.pool_id = pool_id
         self.lease_id = lease_id
         self.handle: AttemptHandle | None = None
-        #: text that this attempt has to repeat before anything new is appended
-        self._expected = ""
-        #: tokens that the journal holds and this attempt has not repeated yet
-        self._owed = 0
+        #: by choice and channel what this attempt has to repeat before anything new of it is appended
+        self._debts: dict[tuple[int, str], _Debt] = {}
         #: pieces that were compared so far: signs of life that leave no entries
         self.repeated = 0
         self.resumed_at = 0
@@ -80,10 +87,13 @@ class Attempt:
         self.done = False
         self.started_ns = now_ns
 
-    def repeat(self, text: str, entries: int, tokens: int) -> None:
-        """This attempt regenerates: its first words have to be ``text``, which the journal holds as ``tokens``."""
-        self._expected = text
-        self._owed = tokens
+    def repeat(self, said: Sequence[EntryBatch], entries: int) -> None:
+        """This attempt regenerates: its first words have to be those that the journal holds."""
+        for batch in said:
+            for entry in batch.entries():
+                debt = self._debts.setdefault((entry.choice, entry.channel), _Debt())
+                debt.text += entry.text
+                debt.tokens += entry.tokens
         self.resumed_at = entries
         self.recovery_used = "regenerate"
 
@@ -107,7 +117,7 @@ class Attempt:
             self.started(AttemptStart())
         if self.done:
             return
-        if self._expected or self._owed:
+        if self._debts:
             rest = self._check(batch)
             if rest is None:
                 return
@@ -121,7 +131,7 @@ class Attempt:
             self.started(AttemptStart())
         if self.done:
             return
-        if self._expected:
+        if any(debt.text for debt in self._debts.values()):
             self._diverged()
             return
         self.done = True
@@ -150,35 +160,42 @@ class Attempt:
         self._events.diverged(self)
 
     def _check(self, batch: EntryBatch) -> EntryBatch | None:
-        """Compare with the expected text; what goes beyond it is answered as a batch.
+        """Compare with what has to be repeated; what goes beyond it is answered as a batch, ``None`` = nothing does.
 
         The engine may cut its text differently this time, so tokens are counted apart from it: of the piece that
         crosses the end of the journaled text, and of pieces without text right behind it, only those tokens are new
-        that the journal does not hold yet.
+        that the journal does not hold yet. Choices and channels are compared each for itself: their order may differ.
         """
-        for n, text in enumerate(batch.texts):
-            expected = self._expected
-            if not expected and (text or not self._owed):
-                self._owed = 0
-                return batch.slice(n)
-            tokens = 1 if batch.tokens is None else batch.tokens[n]
+        fresh: list[Entry] = []
+        for entry in batch.entries():
+            key = (entry.choice, entry.channel)
+            debt = self._debts.get(key)
+            if debt is None:
+                fresh.append(entry)
+                continue
+            if not debt.text and (entry.text or not debt.tokens):
+                del self._debts[key]
+                fresh.append(entry)
+                continue
             self.repeated += 1
-            if len(text) <= len(expected):
-                if not expected.startswith(text):
+            if len(entry.text) <= len(debt.text):
+                if not debt.text.startswith(entry.text):
                     self._diverged()
                     return None
-                self._expected = expected[len(text) :]
-                self._owed = max(0, self._owed - tokens)
+                debt.text = debt.text[len(entry.text) :]
+                debt.tokens = max(0, debt.tokens - entry.tokens)
                 continue
-            if not text.startswith(expected):
+            if not entry.text.startswith(debt.text):
                 self._diverged()
                 return None
-            self._expected = ""
-            new = max(0, tokens - self._owed)
-            self._owed = 0
-            piece = batch_of([Entry(text=text[len(expected) :], tokens=new, ids_complete=False)])
-            if n + 1 == len(batch.texts):
-                return piece
-            self._journal.append_entries(self.task_id, self.number, piece)
-            return batch.slice(n + 1)
-        return None
+            fresh.append(
+                Entry(
+                    text=entry.text[len(debt.text) :],
+                    tokens=max(0, entry.tokens - debt.tokens),
+                    ids_complete=False,
+                    choice=entry.choice,
+                    channel=entry.channel,
+                )
+            )
+            del self._debts[key]
+        return batch_of(fresh) if fresh else None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ..errors import CorruptJournalError, JournalError, JournalUnavailableError
-from ..ports import BodyPiece, JournalStore
+from ..ports import BodyPiece, EmbeddingResult, JournalStore, RerankResult
 from ..types import ChatMessage, TaskRequest
 
 #: a body is stored in pieces of at most this size, so that a large prompt never makes one huge row
@@ -32,15 +32,41 @@ class RequestBody(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     stop: list[str] = []
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
+    prompt_ids: list[int] | None = None
+    query: str | None = None
+    dimensions: int = 0
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str = ""
+    chat_template_kwargs: dict[str, Any] | None = None
+    logit_bias: dict[str, float] | None = None
+    #: what of the caller's request a compatible API has to show again later, and no engine needs
+    shown: dict[str, Any] | None = None
 
 
 _decode = msgspec.json.Decoder(RequestBody).decode
 
 
-def body_of(request: TaskRequest) -> RequestBody:
-    """The texts of a request."""
+def body_of(request: TaskRequest, shown: dict[str, Any] | None = None) -> RequestBody:
+    """The texts of a request, and whatever else of it has no bound."""
     return RequestBody(
-        request.prompt, request.messages, request.inputs, request.stop, request.grammar, request.json_schema
+        request.prompt,
+        request.messages,
+        request.inputs,
+        request.stop,
+        request.grammar,
+        request.json_schema,
+        request.prompt_ids,
+        request.query,
+        request.dimensions or 0,
+        request.tools,
+        request.tool_choice,
+        request.parallel_tool_calls,
+        request.reasoning_effort or "",
+        request.chat_template_kwargs,
+        request.logit_bias,
+        shown,
     )
 
 
@@ -75,6 +101,11 @@ def prefixes(body: RequestBody) -> list[str]:
 def content_id(raw: bytes) -> str:
     """The address of a content."""
     return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+def encode_result(result: EmbeddingResult | RerankResult) -> bytes:
+    """What an embedding or a rerank task brought, as a body."""
+    return _encode(result)
 
 
 def pieces(owner: str, raw: bytes) -> tuple[str, list[BodyPiece]]:
@@ -146,10 +177,12 @@ class Bodies:
     async def get(self, owner: str, body_id: str) -> RequestBody:
         """A body. :raises CorruptJournalError: it is not in the journal, or does not match its address."""
         found = self.cached(owner, body_id)
-        if found is not None:
-            return found
+        return found if found is not None else _decode(await self.raw(owner, body_id))
+
+    async def raw(self, owner: str, body_id: str) -> bytes:
+        """A body's bytes, such as a rendered prompt or :func:`encode_result` made. :raises CorruptJournalError: as above."""
         raw = await asyncio.to_thread(self._store.body, owner, body_id)
         if raw is None or content_id(raw) != body_id:
             msg = f"body {body_id} is {'missing' if raw is None else 'damaged'}"
             raise CorruptJournalError(msg)
-        return _decode(raw)
+        return raw

@@ -30,10 +30,12 @@ from .pools import PoolService
 from .readers import Readers
 from .recovery import recover
 from .reloading import ReloadService
+from .sessions import SessionTurns
 from .stream_metrics import StreamMetrics
 from .streams import Streams
 from .tasks import TaskQueries
 from .texts import TaskTexts
+from .tokens import Tokens
 from .transcripts import Transcripts
 from .tuning import TuningService
 from .unserved import Unserved
@@ -48,6 +50,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     cancel: CancelService
     streams: Streams
     tasks: TaskQueries
+    tokens: Tokens
     pools: PoolService
     capabilities: Capabilities
     readers: Readers
@@ -129,6 +132,7 @@ def build_services(
     gpus = GpuService(journal, clock, settings)
     estimator = Estimator()
     pools = PoolService(journal, dispatcher)
+    tokens = Tokens(journal, engines)
 
     def on_time(state: TaskState, now_ns: int) -> int | None:
         return estimator.on_time_permille(journal.head, state, now_ns)
@@ -141,6 +145,8 @@ def build_services(
             bodies,
             engines,
             settings,
+            tokens,
+            [SessionTurns(journal, settings)],
             new_id,
             new_seed,
             estimator,
@@ -149,7 +155,8 @@ def build_services(
         ),
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
-        tasks=TaskQueries(journal, texts, estimator),
+        tasks=TaskQueries(journal, texts, bodies, estimator),
+        tokens=tokens,
         pools=pools,
         capabilities=Capabilities(journal, engines, gpus, settings, api_version),
         readers=Readers(journal, cancel),

@@ -7,13 +7,11 @@ called once the placement is committed. After each change of queue, leases or po
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
-
+from ..entries import EntryBatch
 from ..errors import (
     ContextExceededError,
     CorruptJournalError,
@@ -26,17 +24,17 @@ from ..errors import (
 from ..events.lease import LeaseGranted, LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.journal import Journal
-from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart, BodyPiece, Clock, Engine, GenerateJob
-from ..projections.pools import PoolState
+from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart, BodyPiece, ChatJob, Clock, Engine
 from ..projections.queue import GroupQueue
 from ..projections.tasks import TaskState
 from ..settings import Settings
 from ..types import TaskPhase
 from .attempt import Attempt, AttemptEvents
-from .bodies import Bodies, RequestBody, content_id, pieces
+from .bodies import Bodies, RequestBody, content_id, encode_result, pieces
 from .engines import EngineDirectory
+from .jobs import chat_of, job_of, may_continue, needs_chat, render, renders
 from .placement import Placement, affinity_keys
-from .texts import TaskTexts
+from .texts import TaskTexts, plain_text
 
 #: tasks of each priority that are looked at behind one that waits for certain pools
 _LOOK_PAST = 256
@@ -230,8 +228,8 @@ class Dispatcher:
             attempt.failed(AttemptFailure(kind="unreachable", message="the engine is not there"))
             return
         body = self._bodies.cached(state.admitted.owner, state.admitted.body_id)
-        if body is not None and body.prompt is not None and not state.entries:
-            self._generate(attempt, engine, state, slot, body, body.prompt, "")
+        if body is not None and body.messages is None and not state.entries:
+            self._generate(attempt, engine, state, slot, body, body.prompt or "", [])
         else:
             self._spawn(self._prepare(attempt, engine, state, slot))
 
@@ -239,13 +237,14 @@ class Dispatcher:
         """What takes a moment before an engine can be asked: bodies, templates, the journaled prefix."""
         try:
             body = await self._bodies.get(state.admitted.owner, state.admitted.body_id)
-            if body.messages is not None:
-                prompt = await engine.render_chat([msgspec.to_builtins(m) for m in body.messages])
+            properties = self._engines.properties(attempt.pool_id)
+            chat = chat_of(body) if needs_chat(body, state.admitted.needs, properties) else None
+            prompt = body.prompt or ""
+            if body.messages is not None and (chat is None or renders(properties)):
+                prompt = await render(engine, body)
                 self._rendered[state.task_id] = await self._keep_rendered(state.admitted.owner, prompt.encode())
-            else:
-                prompt = body.prompt or ""
-            prefix = await self._texts.text_of(state) if state.entries else ""
-        except CorruptJournalError as error:
+            said = await self._texts.spoken(state) if state.entries else []
+        except (CorruptJournalError, InvalidParamsError) as error:
             self._end_unsent(attempt, state, "failed", "error", error=error)
             return
         except Exception as error:
@@ -255,7 +254,7 @@ class Dispatcher:
         if attempt.done:
             self._rendered.pop(state.task_id, None)
             return
-        self._generate(attempt, engine, state, slot, body, prompt, prefix)
+        self._generate(attempt, engine, state, slot, body, prompt, said, chat)
 
     async def _keep_rendered(self, owner: str, raw: bytes) -> tuple[str, list[BodyPiece]]:
         """A rendered prompt, written ahead when it is large; while the store refuses, it goes with the frame."""
@@ -275,39 +274,46 @@ class Dispatcher:
             self._release(attempt.lease_id, "never-sent")
 
     def _generate(
-        self, attempt: Attempt, engine: Engine, state: TaskState, slot: int, body: RequestBody, prompt: str, prefix: str
+        self,
+        attempt: Attempt,
+        engine: Engine,
+        state: TaskState,
+        slot: int,
+        body: RequestBody,
+        prompt: str,
+        said: list[EntryBatch],
+        chat: ChatJob | None = None,
     ) -> None:
         admitted = state.admitted
         continued = False
+        prefix = ""
         if state.entries:
             continued = state.task_id in self._continue
             if continued:
                 attempt.continue_from(state.entries)
+                prefix = plain_text(said)
             else:
-                attempt.repeat(prefix, state.entries, state.tokens_out)
+                attempt.repeat(said, state.entries)
         max_tokens = admitted.max_tokens
         if continued:
-            if body.grammar or body.json_schema is not None:
-                message = "the task could not be regenerated, and what has to fit a grammar cannot be continued"
+            why = may_continue(state, body, self._engines.properties(attempt.pool_id))
+            if why:
+                message = f"the task could not be regenerated, and {why}"
                 self._end_unsent(attempt, state, "failed", "error", code="INTERRUPTED", message=message, retriable=True)
                 return
             if max_tokens and state.tokens_out >= max_tokens:
                 self._end_unsent(attempt, state, "completed", "length", recovery_used="continue")
                 return
             max_tokens -= state.tokens_out if max_tokens else 0
-        job = GenerateJob(
-            task_id=state.task_id,
+        job = job_of(
+            state,
+            body,
             attempt=attempt.number,
-            prompt=prompt,
-            prefix=prefix if continued else "",
             slot=slot,
-            seed=admitted.seed,
-            sampling={name: json.loads(value) for name, value in admitted.sampling.items()},
+            prompt=prompt,
+            prefix=prefix,
             max_tokens=max_tokens,
-            stop=tuple(body.stop),
-            grammar=body.grammar or "",
-            json_schema=body.json_schema,
-            cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
+            chat=chat,
         )
         try:
             handle = engine.generate(job, attempt)
@@ -318,22 +324,6 @@ class Dispatcher:
         attempt.handle = handle
         if attempt.done:
             handle.cancel()
-
-    async def count_tokens(self, body: RequestBody, pools: list[PoolState]) -> int | None:
-        """Tokens of a request by the tokenizer of a ready engine; ``None`` when there is none to ask."""
-        for pool in pools:
-            engine = self._engines.engine(pool.declared.pool_id) if pool.ready else None
-            if engine is None:
-                continue
-            try:
-                if body.messages is not None:
-                    prompt = await engine.render_chat([msgspec.to_builtins(m) for m in body.messages])
-                else:
-                    prompt = body.prompt or ""
-                return len(await engine.tokenize(prompt, add_special=True, parse_special=True))
-            except (OrchError, OSError, ValueError):
-                continue
-        return None
 
     # --- what attempts report --------------------------------------------------------------------------------
 
@@ -381,12 +371,22 @@ class Dispatcher:
         state = self._journal.head.tasks.live.get(attempt.task_id)
         if state is None:
             return
-        ended = self._end(state, "completed", end.finish_reason, end=end, recovery_used=attempt.recovery_used)
+        result_id, rows = (
+            pieces(state.admitted.owner, encode_result(end.result)) if end.result is not None else ("", [])
+        )
+        ended = self._end(
+            state,
+            "completed",
+            end.finish_reason,
+            end=end,
+            recovery_used=attempt.recovery_used,
+            result_id=result_id,
+        )
         self._continue.discard(state.task_id)
         released = LeaseReleased(
             lease_id=attempt.lease_id, pool_id=attempt.pool_id, task_id=state.task_id, cause="slot-free"
         )
-        if self._follow([ended, released], state):
+        if self._follow([ended, released], state, rows):
             self.pump(state.admitted.group)
 
     def _on_failed(self, attempt: Attempt, failure: AttemptFailure) -> None:
@@ -456,6 +456,7 @@ class Dispatcher:
         message: str = "",
         retriable: bool = False,
         recovery_used: str = "",
+        result_id: str = "",
     ) -> TaskEnded:
         """The terminal of a task, with all totals."""
         now = self._journal.now_ns()
@@ -467,6 +468,7 @@ class Dispatcher:
             task_id=state.task_id,
             outcome=outcome,
             finish_reason=finish_reason,
+            finish_reasons=list(end.finish_reasons) if end is not None and state.admitted.n > 1 else [],
             entries=state.entries,
             tokens_out=state.tokens_out,
             prompt_tokens=(end.prompt_tokens if end is not None else 0) or (started.prompt_tokens if started else 0),
@@ -479,6 +481,7 @@ class Dispatcher:
             message=(error.message if error is not None else message)[:1000],
             retriable=error.retriable if error is not None else retriable,
             recovery_used=recovery_used,
+            result_id=result_id,
         )
 
     def end_task(self, state: TaskState, before: list[object], *, actor: str, correlation: str, **how: Any) -> int:

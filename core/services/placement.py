@@ -13,6 +13,7 @@ from ..projections.head import Head
 from ..projections.pools import PoolState
 from ..projections.tasks import TaskState
 from ..types import PlacementRequest, PoolView, TaskView
+from .abilities import missing
 from .engines import EngineDirectory
 
 _MIB = 1024 * 1024
@@ -180,6 +181,8 @@ class Placement:
         """Which of a task's wishes no pool of the configuration can meet; "" = it may wait."""
         admitted = state.admitted
         pools = head.pools.serving(admitted.group)
+        if pools and all(missing(pool, admitted.needs) for pool in pools):
+            return "workload"
         if admitted.determinism == "strict":
             pools = [p for p in pools if not p.ready or not self._why_not_strict(head, pool_view(p, 0))]
             if not pools:
@@ -200,6 +203,7 @@ class Placement:
         return (
             admitted.engine,
             admitted.determinism,
+            ",".join(admitted.needs),
             str(view.ctx_needed),
             msgspec.json.encode(admitted.placement).decode(),
         )
@@ -213,6 +217,16 @@ class Placement:
             filters.append(FilterRecord(name="same_version", excluded=others))
             snapshot = msgspec.structs.replace(
                 snapshot, pools=tuple(p for p in snapshot.pools if p.pool_id not in others)
+            )
+        unable = {
+            pool.declared.pool_id: f"its engine does not do {', '.join(lacks)}"
+            for pool in head.pools.serving(state.admitted.group)
+            if (lacks := missing(pool, state.admitted.needs))
+        }
+        if unable:
+            filters.append(FilterRecord(name="ability", excluded=unable))
+            snapshot = msgspec.structs.replace(
+                snapshot, pools=tuple(p for p in snapshot.pools if p.pool_id not in unable)
             )
         if state.admitted.determinism == "strict":
             excluded = {p.pool_id: why for p in snapshot.pools if (why := self._why_not_strict(head, p))}

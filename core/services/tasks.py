@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from ..entries import EntryBatch
 from ..errors import CorruptJournalError
 from ..events.task import TaskAdmitted, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.history import fact_at, facts_of
 from ..journal.journal import Journal
 from ..journal.live import LiveStream
-from ..ports import IndexFilter, IndexRow
+from ..ports import EmbeddingResult, IndexFilter, IndexRow, RerankResult
 from ..projections.tasks import TaskState
+from .bodies import Bodies, RequestBody
 from .caller import Caller
 from .estimates import Estimator
+from .outcomes import Choice, choices_of
 from .streams import not_found
 from .texts import TaskTexts, plain_text
 
@@ -64,7 +68,14 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     recovery_used: str = ""
     usage: Usage = Usage()
     error: TaskProblem | None = None
+    #: what the first answer says aloud
     text: str | None = None
+    #: all answers, where there is more to tell of them: several, thoughts, tool calls, log-probabilities
+    choices: list[Choice] | None = None
+    #: of an embedding task: one vector per input
+    embeddings: list[list[float]] | None = None
+    #: of a rerank task: one score per input
+    scores: list[float] | None = None
 
 
 def _newest_first(state: TaskState) -> int:
@@ -80,10 +91,28 @@ def _problem(ended: TaskEnded | None) -> TaskProblem | None:
     return TaskProblem(ended.code, ended.message, ended.retriable) if ended is not None and ended.code else None
 
 
+def _choices(
+    task_id: str, said: list[EntryBatch] | None, admitted: TaskAdmitted | None, ended: TaskEnded | None
+) -> list[Choice] | None:
+    """The answers, unless there is one of plain text."""
+    if said is None or admitted is None:
+        return None
+    if admitted.n == 1 and all(b.choices is None and b.channels is None and b.logprobs is None for b in said):
+        return None
+    return choices_of(
+        task_id,
+        said,
+        count=admitted.n,
+        finish_reason=ended.finish_reason if ended is not None else "",
+        finish_reasons=ended.finish_reasons if ended is not None else (),
+    )
+
+
 class TaskQueries:
     """Answers from head while a task is in memory, else from its frames."""
 
-    def __init__(self, journal: Journal, texts: TaskTexts, estimator: Estimator | None = None) -> None:
+    def __init__(self, journal: Journal, texts: TaskTexts, bodies: Bodies, estimator: Estimator | None = None) -> None:
+        self._bodies = bodies
         self._journal = journal
         self._texts = texts
         self._estimator = estimator or Estimator()
@@ -97,7 +126,8 @@ class TaskQueries:
             return self._info(state, None)
         if state is not None:
             try:
-                return self._info(state, plain_text(await self._texts.batches(state)))
+                said = await self._texts.batches(state)
+                return await self._with_result(self._info(state, said), state.ended, state.admitted.owner)
             except CorruptJournalError:
                 # Compacted while we were reading: the transcript has it all.
                 del state
@@ -164,10 +194,35 @@ class TaskQueries:
                 if stream.broken is not None:
                     raise stream.broken
                 if self._terminal(stream) and stream.base == 1:
-                    return self._info(state, plain_text([s.batch for s in stream.segments]))
+                    info = self._info(state, [s.batch for s in stream.segments])
+                    return await self._with_result(info, state.ended, state.admitted.owner)
         return await self.get(task_id, caller)
 
-    def _info(self, state: TaskState, text: str | None) -> TaskInfo:
+    async def _with_result(self, info: TaskInfo, ended: TaskEnded | None, owner: str) -> TaskInfo:
+        """With the vectors or scores that the task brought."""
+        if ended is None or not ended.result_id:
+            return info
+        raw = await self._bodies.raw(owner, ended.result_id)
+        if info.workload == "embedding":
+            vectors = msgspec.json.decode(raw, type=EmbeddingResult).vectors
+            return msgspec.structs.replace(info, embeddings=[list(array("f", vector)) for vector in vectors])
+        scores = msgspec.json.decode(raw, type=RerankResult).scores
+        return msgspec.structs.replace(info, scores=[float(score) for score in scores])
+
+    async def request_of(self, task_id: str, caller: Caller) -> tuple[TaskAdmitted, RequestBody]:
+        """What a task asked for. :raises NotFoundError: there is none, or it is somebody else's."""
+        state = await self._held(task_id, caller)
+        if state is not None:
+            admitted = state.admitted
+        else:
+            row = await self._row(task_id, caller)
+            found = await asyncio.to_thread(fact_at, self._journal.store, row.admitted_frame, TaskAdmitted, row.task_id)
+            if found is None:
+                raise not_found(task_id)
+            admitted = found.payload
+        return admitted, await self._bodies.get(admitted.owner, admitted.body_id)
+
+    def _info(self, state: TaskState, said: list[EntryBatch] | None) -> TaskInfo:
         admitted, started, ended = state.admitted, state.started, state.ended
         pool = self._journal.head.pools.by_id.get(state.pool_id or (started.pool_id if started else ""))
         return TaskInfo(
@@ -192,7 +247,8 @@ class TaskQueries:
             recovery_used=ended.recovery_used if ended else "",
             usage=_usage(ended, started, state.tokens_out),
             error=_problem(ended),
-            text=text,
+            text=plain_text(said) if said is not None else None,
+            choices=_choices(state.task_id, said, admitted, ended),
         )
 
     async def _ended_info(self, row: IndexRow, *, text: bool) -> TaskInfo:
@@ -203,7 +259,8 @@ class TaskQueries:
         end: TaskEnded | None = ended.payload if ended else None
         begun: TaskStarted | None = started.payload if started else None
         asked: TaskAdmitted | None = admitted.payload if admitted else None
-        return TaskInfo(
+        said = await self._texts.ended(row) if text else None
+        info = TaskInfo(
             task_id=row.task_id,
             state=row.state,
             model_ref=row.model_ref,
@@ -224,8 +281,10 @@ class TaskQueries:
             recovery_used=end.recovery_used if end else "",
             usage=_usage(end, begun, end.tokens_out if end else 0),
             error=_problem(end),
-            text=await self._texts.ended_text(row) if text else None,
+            text=plain_text(said) if said is not None else None,
+            choices=_choices(row.task_id, said, asked, end),
         )
+        return await self._with_result(info, end, row.owner) if text else info
 
     async def decision(self, task_id: str, caller: Caller) -> dict[str, Any]:
         """Why the task was placed where it was, for each attempt (PLC-2)."""

@@ -63,15 +63,15 @@ class TaskTexts:
                 ordinal = segment.end_ordinal
         return out
 
-    async def text_of(self, state: TaskState) -> str:
-        """The text (first choice, no channel) that the journal holds of a live task."""
+    async def spoken(self, state: TaskState) -> list[EntryBatch]:
+        """What the journal holds of a live task's words."""
         await self._journal.committed(self._journal.head.next_seq)
-        return plain_text(await self.batches(state))
+        return await self.batches(state)
 
-    async def ended_text(self, row: IndexRow) -> str:
-        """The text of an ended task."""
+    async def ended(self, row: IndexRow) -> list[EntryBatch]:
+        """The words of an ended task."""
         transcript = await self.transcript(row)
-        return plain_text([transcript.batch]) if transcript is not None else ""
+        return [transcript.batch] if transcript is not None else []
 
 
 def frames_from(state: TaskState, ordinal: int, upto_frame: int) -> tuple[list[int], int]:

@@ -193,7 +193,13 @@ class LlamaCpp:
         answer = await self._ask("POST", "/tokenize", body, SLOW_TIMEOUT_S)
         return _read(_decode_tokens, answer, "/tokenize").tokens
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt that the model's own template makes of a chat.
 
         Raises:
@@ -208,6 +214,13 @@ class LlamaCpp:
         return await self._apply_template(messages)
 
     # --- how it does
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         try:

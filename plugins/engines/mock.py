@@ -24,6 +24,7 @@ from .. import (
     Entry,
     EntryBatch,
     GenerateJob,
+    InvalidParamsError,
     UnavailableError,
     batch_of,
     hookimpl,
@@ -104,8 +105,21 @@ class MockEngine:
         self._alive()
         return tokenize(text, add_special=add_special)
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         return self._template.render(messages)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         return None if self.machine.dead else sum(run is not None for run in self.machine.slots)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llama_orch.core.entries import EntryBatch, batch_of
-from llama_orch.core.errors import PoolUnavailableError
+from llama_orch.core.errors import InvalidParamsError, PoolUnavailableError
 from llama_orch.core.ports import (
     AttemptEnd,
     AttemptFailure,
@@ -170,11 +170,24 @@ class ScriptedEngine:
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [len(word) for word in text.split(" ")]
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         if not self.renders:
             msg = "the template cannot be rendered"
             raise PoolUnavailableError(msg)
         return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         return sum(not a.slot_is_free for a in self.attempts)

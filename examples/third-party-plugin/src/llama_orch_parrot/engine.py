@@ -18,6 +18,7 @@ from llama_orch.plugins import (
     EngineState,
     EntryBatch,
     GenerateJob,
+    InvalidParamsError,
 )
 
 CONTEXT_TOKENS = 2048
@@ -61,8 +62,21 @@ class Parrot:
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:3]) for word in words(text)]
 
-    async def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        msg = "this engine does not turn token ids into text"
+        raise InvalidParamsError(msg, field="tokens")
+
+    async def forget(self, slot: int) -> bool:
+        return False
 
     async def slots_in_use(self) -> int | None:
         return len(self.talking)
