@@ -26,16 +26,20 @@ from ..core.errors import (
 from ..core.events.task import DecisionRecord, FilterRecord
 from ..core.frames import Frame
 from ..core.gguf import GgufError, GgufHead, read_head
+from ..core.logprobs import TokenLogprob, pack_logprobs
 from ..core.ports import (
+    FEATURES,
     AttemptEnd,
     AttemptFailure,
     AttemptHandle,
     AttemptSink,
     AttemptStart,
     BodyPiece,
+    ChatJob,
     Clock,
     CommitUnit,
     ContainerSpec,
+    EmbeddingResult,
     Engine,
     EngineFactory,
     EngineHealth,
@@ -50,11 +54,12 @@ from ..core.ports import (
     PlacementPolicy,
     PlacementSnapshot,
     ProvisionedEngine,
+    RerankResult,
     StoreFactory,
     Tail,
 )
 from ..core.scheduling.tensor_split import tensor_shares
-from ..core.types import Entry, PlacementRequest, PoolView, TaskView
+from ..core.types import CALL, REASONING, TEXT, TOOL, Entry, PlacementRequest, PoolView, TaskView
 
 if TYPE_CHECKING:
     from ..core import schema
@@ -62,18 +67,25 @@ if TYPE_CHECKING:
 hookimpl = pluggy.HookimplMarker("llama_orch")
 
 __all__ = [
+    "CALL",
+    "FEATURES",
+    "REASONING",
+    "TEXT",
+    "TOOL",
     "AttemptEnd",
     "AttemptFailure",
     "AttemptHandle",
     "AttemptSink",
     "AttemptStart",
     "BodyPiece",
+    "ChatJob",
     "Clock",
     "CommitUnit",
     "ConfigError",
     "ContainerSpec",
     "CorruptJournalError",
     "DecisionRecord",
+    "EmbeddingResult",
     "Engine",
     "EngineFactory",
     "EngineHealth",
@@ -99,14 +111,17 @@ __all__ = [
     "PlacementSnapshot",
     "PoolView",
     "ProvisionedEngine",
+    "RerankResult",
     "StoreFactory",
     "StoreRefusedError",
     "StoreUnknownError",
     "Tail",
     "TaskView",
+    "TokenLogprob",
     "UnavailableError",
     "batch_of",
     "hookimpl",
+    "pack_logprobs",
     "read_head",
     "schema",
     "tensor_shares",
