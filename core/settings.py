@@ -57,6 +57,14 @@ class StreamSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tasks_cancel_on_disconnect: bool = False
 
 
+class ApiSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How requests of compatible APIs are taken."""
+
+    #: parameters that would have no effect are refused; else they are named in ``X-Ignored-Parameters``. A request's
+    #: ``X-Strict-Parameters`` header wins
+    strict_parameters: bool = False
+
+
 class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The queue's rules."""
 
@@ -286,6 +294,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     journal: JournalSettings = field(default_factory=JournalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     streams: StreamSettings = field(default_factory=StreamSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     capabilities: CapabilitySettings = field(default_factory=CapabilitySettings)
