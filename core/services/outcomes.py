@@ -38,6 +38,14 @@ def call_id(task_id: str, choice: int, index: int) -> str:
     return f"call_{task_id.replace('-', '')[:20]}{choice:x}{index:03x}"
 
 
+def reasoning_tokens(batch: EntryBatch) -> int:
+    """Tokens of a batch that were thought and not said."""
+    if batch.channels is None:
+        return 0
+    counts = batch.tokens if batch.tokens is not None else [1] * len(batch)
+    return sum(count for count, channel in zip(counts, batch.channels, strict=True) if channel == REASONING)
+
+
 def choices_of(
     task_id: str, batches: Iterable[EntryBatch], *, count: int, finish_reason: str, finish_reasons: Sequence[str] = ()
 ) -> list[Choice]:

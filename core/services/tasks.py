@@ -22,7 +22,7 @@ from ..projections.tasks import TaskState
 from .bodies import Bodies, RequestBody
 from .caller import Caller
 from .estimates import Estimator
-from .outcomes import Choice, choices_of
+from .outcomes import Choice, choices_of, reasoning_tokens
 from .streams import not_found
 from .texts import TaskTexts, plain_text
 
@@ -34,6 +34,8 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    #: of the completion's, those that were thought and not said
+    reasoning_tokens: int = 0
 
 
 class TaskProblem(msgspec.Struct, frozen=True):
@@ -82,9 +84,12 @@ def _newest_first(state: TaskState) -> int:
     return -state.task_no
 
 
-def _usage(ended: TaskEnded | None, started: TaskStarted | None, tokens_out: int) -> Usage:
+def _usage(
+    ended: TaskEnded | None, started: TaskStarted | None, tokens_out: int, said: list[EntryBatch] | None
+) -> Usage:
     prompt = ended.prompt_tokens if ended is not None else (started.prompt_tokens if started else 0)
-    return Usage(prompt, ended.cached_tokens if ended else 0, tokens_out, prompt + tokens_out)
+    thought = sum(reasoning_tokens(batch) for batch in said or ())
+    return Usage(prompt, ended.cached_tokens if ended else 0, tokens_out, prompt + tokens_out, thought)
 
 
 def _problem(ended: TaskEnded | None) -> TaskProblem | None:
@@ -245,7 +250,7 @@ class TaskQueries:
             attempts=state.attempt,
             finish_reason=ended.finish_reason if ended else "",
             recovery_used=ended.recovery_used if ended else "",
-            usage=_usage(ended, started, state.tokens_out),
+            usage=_usage(ended, started, state.tokens_out, said),
             error=_problem(ended),
             text=plain_text(said) if said is not None else None,
             choices=_choices(state.task_id, said, admitted, ended),
@@ -279,7 +284,7 @@ class TaskQueries:
             attempts=end.attempts if end else 0,
             finish_reason=end.finish_reason if end else "",
             recovery_used=end.recovery_used if end else "",
-            usage=_usage(end, begun, end.tokens_out if end else 0),
+            usage=_usage(end, begun, end.tokens_out if end else 0, said),
             error=_problem(end),
             text=plain_text(said) if said is not None else None,
             choices=_choices(row.task_id, said, asked, end),
