@@ -7,7 +7,7 @@ from ..registry import event
 
 @event("session.opened", stream="session", key="session_id")
 class SessionOpened:
-    """The first task of a session was admitted."""
+    """A session was created, or its first task was admitted."""
 
     session_id: str
     owner: str
@@ -21,5 +21,20 @@ class SessionClosed:
     """The session is over."""
 
     session_id: str
-    #: "expired" | "deleted" | "evicted"
+    #: "expired" | "deleted"
     cause: str
+
+
+@event("session.evicted", stream="session", key="session_id")
+class SessionEvicted:
+    """What a pool's engine kept of an idle session, its KV cache, is given up; the session itself goes on."""
+
+    session_id: str
+    pool_id: str
+    slot: int
+    #: tokens that it held
+    kv_tokens: int = 0
+    #: "slot-needed" (others work there now) | "bound" (the pool may keep no more) | "closed"
+    cause: str = ""
+    #: task that the slot was given to, if one was
+    task_id: str = ""

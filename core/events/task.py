@@ -80,6 +80,8 @@ class TaskAdmitted:
     #: tokens of the prompt: exact where known, else an upper bound
     prompt_tokens: int = 0
     prompt_tokens_exact: bool = False
+    #: of all inputs together, upper bound, where a task has several (embedding, rerank)
+    inputs_tokens: int = 0
     expected_tokens: int = 0
     #: Unix ns, 0 = none
     deadline_ns: int = 0
@@ -150,8 +152,14 @@ class TaskStarted:
     #: content id of the rendered prompt
     rendered_id: str = ""
     prompt_tokens: int = 0
+    #: of these the engine had so many in its cache; 0 = it did not say
+    cached_tokens: int = 0
     #: whether the engine could start from a cached prefix
     cache_prompt: bool = False
+    #: its slot worked on the same conversation last, so that the engine may still hold its KV cache (SES-2)
+    kv_warmth: bool = False
+    #: what its session had elsewhere is lost: nothing of a KV cache is ever moved
+    kv_lost: bool = False
     #: other tasks on the same engine at the start
     neighbours: int = 0
     #: entries already journaled that this attempt repeats (checked) or continues from

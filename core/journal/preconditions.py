@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConflictError
+from ..events.budget import BudgetRemoved, BudgetReserved, BudgetRolled, BudgetSet
 from ..events.lease import LeaseGranted, LeaseReleased
 from ..events.task import (
     TaskAdmitted,
@@ -17,6 +18,7 @@ from ..events.task import (
 )
 from ..projections.head import Head
 from ..types import TaskPhase
+from .budget_rules import BudgetRules
 
 
 def check(head: Head, payloads: Sequence[object]) -> None:
@@ -24,6 +26,7 @@ def check(head: Head, payloads: Sequence[object]) -> None:
     phases: dict[str, tuple[str, int]] = {}
     granted: set[tuple[str, int]] = set()
     released: set[str] = set()
+    books: BudgetRules | None = None
 
     def standing(task_id: str) -> tuple[str, int]:
         known = phases.get(task_id)
@@ -52,6 +55,26 @@ def check(head: Head, payloads: Sequence[object]) -> None:
             payload, (TaskPlaced, TaskStarted, TaskAttemptFailed, TaskCancelled, TaskEnded, TaskTranscribed)
         ):
             phases[payload.task_id] = _after(payload, *standing(payload.task_id))
+            if isinstance(payload, TaskEnded) and (books or payload.charge or payload.task_id in head.budgets.holds):
+                books = books or BudgetRules(head.budgets)
+                _require(payload, books.ended(payload))
+        elif isinstance(payload, BudgetReserved):
+            books = books or BudgetRules(head.budgets)
+            _require(payload, books.reserved(payload, standing(payload.task_id)[0]))
+        elif isinstance(payload, (BudgetSet, BudgetRemoved, BudgetRolled)):
+            books = books or BudgetRules(head.budgets)
+            _require(payload, _counted(books, payload))
+
+
+def _counted(books: BudgetRules, payload: BudgetSet | BudgetRemoved | BudgetRolled) -> str:
+    if isinstance(payload, BudgetSet):
+        return books.set(payload)
+    return books.removed(payload) if isinstance(payload, BudgetRemoved) else books.rolled(payload)
+
+
+def _require(payload: object, why_not: str) -> None:
+    if why_not:
+        raise _refusal(payload, why_not)
 
 
 def _after(

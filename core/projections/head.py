@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import CorruptJournalError
 from .affinity import Affinity
+from .budgets import Budgets
 from .gpus import Gpus
 from .leases import Leases
 from .outboxes import Outboxes
@@ -23,8 +24,8 @@ from .tasks import Tasks
 
 P = TypeVar("P", bound=Projection)
 
-#: events that end their stream; a session that is opened again under its id begins anew
-_LAST_OF_STREAM = frozenset({"task.transcribed", "session.closed"})
+#: events that end their stream; a session or an account that is opened again under its id begins anew
+_LAST_OF_STREAM = frozenset({"task.transcribed", "session.closed", "budget.removed"})
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -64,6 +65,7 @@ class Head:
         self.outboxes = self.of(Outboxes)
         self.gpus = self.of(Gpus)
         self.affinity = self.of(Affinity)
+        self.budgets = self.of(Budgets)
 
     def of(self, kind: type[P]) -> P:
         """The projection of a type."""

@@ -43,6 +43,10 @@ class TaskState(msgspec.Struct, gc=False, kw_only=True):
     #: time of the last entry (from admission on), Unix ns at microsecond steps
     entry_ns: int = 0
     first_entry_ns: int = 0
+    #: time between entries of one attempt, all attempts together: what waited between two of them is no decoding
+    decode_us: int = 0
+    #: attempt that said the last entry, modulo 256; -1 = none did
+    said_by: int = -1
     #: ``(epoch, first ordinal)`` for each stretch of entries written under one epoch
     epochs: list[tuple[int, int]] = []
     #: frames that hold entries, ascending; beside each, ordinal and token index of its first entry
@@ -63,6 +67,12 @@ class TaskState(msgspec.Struct, gc=False, kw_only=True):
         """The task's id."""
         return self.admitted.task_id
 
+    def decode_us_at(self, now_ns: int) -> int:
+        """Time of decoding if its running attempt said something now, microseconds."""
+        if self.said_by != self.attempt & 0xFF:
+            return self.decode_us
+        return self.decode_us + max(0, (now_ns - self.entry_ns) // 1000)
+
 
 class Duplicate(msgspec.Struct, frozen=True, gc=False):
     """Which task an idempotency key belongs to."""
@@ -78,6 +88,7 @@ class Tasks(Projection):
     """Tasks by id (live), by id (ended, not transcribed) and by idempotency key."""
 
     name = "tasks"
+    version = 2
 
     def __init__(self) -> None:
         self.live: dict[str, TaskState] = {}
@@ -199,6 +210,9 @@ class Tasks(Projection):
         if not state.first_entry_ns:
             state.first_entry_ns = state.entry_ns + chunk.first_us * 1000
         state.entry_ns += chunk.elapsed_us * 1000
+        by = chunk.attempt & 0xFF
+        state.decode_us += chunk.elapsed_us if state.said_by == by else chunk.elapsed_us - chunk.first_us
+        state.said_by = by
 
     def dump(self) -> Any:
         """Live and closing tasks in order of admission, then keys in order of expiry."""
