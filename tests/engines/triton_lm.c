@@ -1,0 +1,226 @@
+/* A Triton backend that speaks the contract of TensorRT-LLM's `ensemble`: text_input, max_tokens, stop_words, random_seed, …
+ * in, a decoupled stream of text_output out. It says made-up words, decided by seed and text so far, so that a text which
+ * is continued goes on as the unbroken one would have.
+ *
+ * Knobs stand in the prompt, anywhere: tokens=N (it ends by itself; 16), delay_ms=N (before each token), utf8=1 (characters
+ * of two tokens each, the first of which brings no text), error_after=N (an error in the middle), error=N (at once, with
+ * code N of TRITONSERVER_Error).
+ *
+ * The parts of Triton's C API that it needs are declared here: the wheel of the server has no headers. */
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct Error Error;
+typedef struct Request Request;
+typedef struct Input Input;
+typedef struct Output Output;
+typedef struct Response Response;
+typedef struct Factory Factory;
+typedef struct Instance Instance;
+enum { INVALID_ARG = 3, CANCELLED = 7, FP32 = 11, BYTES = 13, FINAL = 1, RELEASE_ALL = 1, CONTEXT = 4096 };
+
+extern Error *TRITONSERVER_ErrorNew(int code, const char *message);
+extern void TRITONSERVER_ErrorDelete(Error *);
+extern Error *TRITONBACKEND_RequestInput(Request *, const char *name, Input **);
+extern Error *TRITONBACKEND_InputProperties(Input *, const char **name, int *type, const int64_t **shape, uint32_t *dims,
+                                            uint64_t *bytes, uint32_t *buffers);
+extern Error *TRITONBACKEND_InputBuffer(Input *, uint32_t index, const void **, uint64_t *bytes, int *memory, int64_t *id);
+extern Error *TRITONBACKEND_RequestIsCancelled(Request *, bool *);
+extern Error *TRITONBACKEND_RequestRelease(Request *, uint32_t flags);
+extern Error *TRITONBACKEND_ResponseFactoryNew(Factory **, Request *);
+extern Error *TRITONBACKEND_ResponseFactoryDelete(Factory *);
+extern Error *TRITONBACKEND_ResponseFactorySendFlags(Factory *, uint32_t flags);
+extern Error *TRITONBACKEND_ResponseNewFromFactory(Response **, Factory *);
+extern Error *TRITONBACKEND_ResponseOutput(Response *, Output **, const char *name, int type, const int64_t *shape,
+                                           uint32_t dims);
+extern Error *TRITONBACKEND_OutputBuffer(Output *, void **, uint64_t bytes, int *memory, int64_t *id);
+extern Error *TRITONBACKEND_ResponseSend(Response *, uint32_t flags, Error *);
+extern Error *TRITONBACKEND_ModelInstanceReportStatistics(Instance *, Request *, bool success, uint64_t exec_start,
+                                                          uint64_t compute_start, uint64_t compute_end, uint64_t exec_end);
+
+typedef struct {
+    Request *request;
+    Factory *factory;
+    Instance *instance;
+    char *prompt;
+    char stops[16][256];
+    int stop_count;
+    long max_tokens;
+    uint64_t seed;
+    bool log_probs, stream;
+} Job;
+
+static void ok(Error *error) {
+    if (error) TRITONSERVER_ErrorDelete(error);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
+}
+
+/* All bytes of an input, or NULL when the request does not have it. The caller frees them. */
+static char *bytes_of(Request *request, const char *name, uint64_t *size) {
+    Input *input = NULL;
+    Error *missing = TRITONBACKEND_RequestInput(request, name, &input);
+    if (missing) {
+        TRITONSERVER_ErrorDelete(missing);
+        return NULL;
+    }
+    uint32_t buffers = 0;
+    ok(TRITONBACKEND_InputProperties(input, NULL, NULL, NULL, NULL, size, &buffers));
+    char *all = calloc(1, *size + 8);
+    for (uint64_t at = 0, n = 0; n < buffers; n++) {
+        const void *part = NULL;
+        uint64_t length = 0;
+        int memory = 0;
+        int64_t id = 0;
+        ok(TRITONBACKEND_InputBuffer(input, (uint32_t)n, &part, &length, &memory, &id));
+        memcpy(all + at, part, length);
+        at += length;
+    }
+    return all;
+}
+
+static uint64_t number_of(Request *request, const char *name, uint64_t otherwise) {
+    uint64_t size = 0, value = 0;
+    char *raw = bytes_of(request, name, &size);
+    if (!raw) return otherwise;
+    memcpy(&value, raw, size < 8 ? size : 8);
+    free(raw);
+    return value;
+}
+
+static long knob(const char *prompt, const char *name, long otherwise) {
+    const char *at = strstr(prompt, name);
+    return at ? strtol(at + strlen(name), NULL, 10) : otherwise;
+}
+
+static uint64_t mixed(uint64_t state, const char *text) {
+    for (; *text; text++) state = (state ^ (unsigned char)*text) * 1099511628211u;
+    return state;
+}
+
+static void say(Job *job, const char *text) {
+    Response *response;
+    Output *output;
+    void *buffer;
+    int memory = 0;
+    int64_t id = 0, one[1] = {1};
+    uint32_t length = (uint32_t)strlen(text);
+    ok(TRITONBACKEND_ResponseNewFromFactory(&response, job->factory));
+    ok(TRITONBACKEND_ResponseOutput(response, &output, "text_output", BYTES, one, 1));
+    ok(TRITONBACKEND_OutputBuffer(output, &buffer, length + 4u, &memory, &id));
+    memcpy(buffer, &length, 4);
+    memcpy((char *)buffer + 4, text, length);
+    if (job->log_probs) {
+        float value = -0.5f;
+        ok(TRITONBACKEND_ResponseOutput(response, &output, "output_log_probs", FP32, one, 1));
+        ok(TRITONBACKEND_OutputBuffer(output, &buffer, sizeof value, &memory, &id));
+        memcpy(buffer, &value, sizeof value);
+    }
+    ok(TRITONBACKEND_ResponseSend(response, 0, NULL));
+}
+
+static void fail(Job *job, int code, const char *message) {
+    Response *response;
+    ok(TRITONBACKEND_ResponseNewFromFactory(&response, job->factory));
+    Error *error = TRITONSERVER_ErrorNew(code, message);
+    ok(TRITONBACKEND_ResponseSend(response, FINAL, error));
+    ok(error);
+}
+
+/* Whether it ran to its end. */
+static bool speak(Job *job) {
+    static const char *const syllables[] = {"ba", "ke", "li", "mo", "nu", "ra", "so", "ti"};
+    static const char *const wide[] = {"é", "ß", "€", "中", "文", "🙂", "𝄞", "ö"};
+    const char *prompt = job->prompt;
+    long own_end = knob(prompt, "tokens=", 16), delay_ms = knob(prompt, "delay_ms=", 0);
+    long broken = knob(prompt, "error_after=", -1), refused = knob(prompt, "error=", -1);
+    bool utf8 = knob(prompt, "utf8=", 0) != 0, stopped = false;
+    uint64_t state = mixed(mixed(14695981039346656037u + job->seed * 7919u, ""), prompt);
+    if (refused >= 0) return fail(job, (int)refused, "the prompt says so"), false;
+    long words = 1;
+    for (const char *at = prompt; *at; at++) words += *at == ' ';
+    if (words > CONTEXT) {
+        char message[128];
+        snprintf(message, sizeof message, "Prompt length (%ld) exceeds maximum input length (%d).", words, CONTEXT);
+        return fail(job, INVALID_ARG, message), false;
+    }
+    size_t said = 0, room = 1u << 20;
+    char *text = calloc(1, room);
+    for (long n = 0; n < own_end && n < job->max_tokens && !stopped; n++) {
+        bool cancelled = false;
+        if (delay_ms) {
+            struct timespec pause = {delay_ms / 1000, delay_ms % 1000 * 1000000};
+            nanosleep(&pause, NULL);
+        }
+        ok(TRITONBACKEND_RequestIsCancelled(job->request, &cancelled));
+        if (cancelled || n == broken) {
+            fail(job, cancelled ? CANCELLED : 1, cancelled ? "cancelled" : "the prompt says so");
+            free(text);
+            return false;
+        }
+        char piece[16] = "";
+        uint64_t pick = (state ^ state >> 29) * 2654435761u >> 16;
+        if (!utf8) snprintf(piece, sizeof piece, " %s%s", syllables[pick & 7], syllables[pick >> 3 & 7]);
+        else if (n % 2) snprintf(piece, sizeof piece, "%s", wide[pick & 7]);
+        state = mixed(state, piece);
+        if (said + sizeof piece < room) said += (size_t)snprintf(text + said, sizeof piece, "%s", piece);
+        if (job->stream) say(job, piece);
+        /* As TensorRT-LLM does, the stop word is said, and is the last. */
+        for (int s = 0; s < job->stop_count; s++) stopped = stopped || strstr(text, job->stops[s]);
+    }
+    if (!job->stream) say(job, text);
+    free(text);
+    ok(TRITONBACKEND_ResponseFactorySendFlags(job->factory, FINAL));
+    return true;
+}
+
+static void *run(void *argument) {
+    Job *job = argument;
+    uint64_t began = now_ns();
+    bool done = speak(job);
+    uint64_t end = now_ns();
+    ok(TRITONBACKEND_ModelInstanceReportStatistics(job->instance, job->request, done, began, began, end, end));
+    ok(TRITONBACKEND_ResponseFactoryDelete(job->factory));
+    ok(TRITONBACKEND_RequestRelease(job->request, RELEASE_ALL));
+    free(job->prompt);
+    free(job);
+    return NULL;
+}
+
+Error *TRITONBACKEND_ModelInstanceExecute(Instance *instance, Request **requests, uint32_t count) {
+    for (uint32_t n = 0; n < count; n++) {
+        Job *job = calloc(1, sizeof *job);
+        uint64_t size = 0;
+        job->request = requests[n];
+        job->instance = instance;
+        job->prompt = bytes_of(job->request, "text_input", &size);
+        memmove(job->prompt, job->prompt + 4, size - 4);
+        job->prompt[size - 4] = 0;
+        job->max_tokens = (long)number_of(job->request, "max_tokens", 16);
+        job->seed = number_of(job->request, "random_seed", 0);
+        job->stream = number_of(job->request, "stream", 0);
+        job->log_probs = number_of(job->request, "return_log_probs", 0);
+        char *stops = bytes_of(job->request, "stop_words", &size);
+        for (uint64_t at = 0; stops && at + 4 <= size && job->stop_count < 16;) {
+            uint32_t length;
+            memcpy(&length, stops + at, 4);
+            if (length && length < sizeof job->stops[0]) memcpy(job->stops[job->stop_count++], stops + at + 4, length);
+            at += 4 + length;
+        }
+        free(stops);
+        ok(TRITONBACKEND_ResponseFactoryNew(&job->factory, job->request));
+        pthread_t thread;
+        pthread_create(&thread, NULL, run, job);
+        pthread_detach(thread);
+    }
+    return NULL;
+}
