@@ -14,7 +14,8 @@ ALONE = "core knows no plugin, no engine process, no HTTP and no command line"
 WIRE = "core knows no web framework, no HTTP client and no database driver"
 FOLDS = "Folds know no clock, no randomness, no files, no network and no threads"
 PLUGINS = "Built-in plugins import llama_orch.plugins alone, as a third party's would"
-OUTER = "The command line stands on the API and the pools, these on core and the plugins"
+OUTER = "The command line stands on the API, the pools and the SDK; the first two on core and the plugins"
+CLIENT = "The SDK imports nothing of the rest"
 HAIKU = "The bundled model's package imports nothing of the rest"
 
 
@@ -57,6 +58,9 @@ def test_the_repository_keeps_every_contract(clean_copy: Path):
         ("plugins/planted.py", "from .. import api", OUTER),
         ("pools/planted.py", "from .. import api", OUTER),
         ("api/planted.py", "from .. import cli", OUTER),
+        ("client/planted.py", "from ..core import errors", CLIENT),
+        ("client/planted.py", "from ..cli import exits", CLIENT),
+        ("core/planted.py", "from .. import client", OUTER),
         ("haiku/planted.py", "from ..core import errors", HAIKU),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CODE = ("api/", "cli/", "core/", "haiku/", "migrations/", "plugins/", "pools/", "src/", "tools/")
+CODE = ("api/", "cli/", "client/", "core/", "haiku/", "migrations/", "plugins/", "pools/", "src/", "tools/")
 PACKAGE = CODE[:-2]
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 LONGEST_FILE_LINES = 600

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ("api", "cli", "core", "haiku", "migrations", "plugins", "pools", "simulator")
+FOLDERS = ("api", "cli", "client", "core", "haiku", "migrations", "plugins", "pools", "simulator")
 
 
 def build(source: Path, kind: str, target: Path) -> Path:

@@ -1,0 +1,326 @@
+"""The client for programs without an event loop. Its methods are those of :class:`.aio.AsyncClient`, without ``await``."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx2
+
+from . import calls
+from .calls import Backoff, Call, may_repeat
+from .connection import AGENT, LIMITS, STREAM_SILENCE_S, WAIT_MS, failed_task, timeouts, unreachable
+from .errors import LlamaOrchError, UnreachableError, api_error
+from .events import Event, Token, event_of
+from .resume import Cursor
+from .sync_stream import Frames, Stream
+from .target import Target, target_of, trust
+from .types import Admission, Model, Pool, Queue, Session, Task, TaskPage, TaskRequest
+
+T = TypeVar("T")
+
+
+class Client:
+    """Speaks to one llama-orch server; threads may share it.
+
+    :param url: default: ``LLORCH_URL``, else the server that runs on this user's data directory.
+    :param token: the API key; default: ``LLORCH_API_TOKEN``, else what the server's own file says.
+    :param timeout_s: longest silence within a call, seconds.
+    :param retries: how often a call that may be repeated is sent again after a broken connection, 429 or 503.
+    :param stream_retries: how often in a row a broken stream is taken up again; ``None`` = for ever.
+    :param ca_file: whom to trust for https, instead of the system's authorities.
+    :param client_cert: files of a certificate and its key, for servers that ask for one.
+    :param transport: how requests travel, instead of by network.
+    :param target: where the server is, instead of ``url`` and ``token``.
+    :param sleep: how to pause, seconds; :param rand: for the jitter of pauses; :param new_key: makes Idempotency-Keys.
+    :raises LlamaOrchError: the address is none, or no server is named and none runs here.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        stream_retries: int | None = 10,
+        ca_file: str | Path | None = None,
+        client_cert: tuple[str, str] | None = None,
+        agent: str = AGENT,
+        transport: httpx2.BaseTransport | None = None,
+        target: Target | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        rand: Callable[[], float] = random.random,
+        new_key: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._target = target or target_of(url, token)
+        self.timeout_s = timeout_s
+        self._retries, self._stream_retries = retries, stream_retries
+        self._agent, self._sleep, self._rand, self._new_key = agent, sleep, rand, new_key
+        self._http = httpx2.Client(
+            verify=trust(self.url, ca_file, client_cert), trust_env=False, transport=transport, limits=LIMITS
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return self._target.server.url
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    # --- tasks ----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: TaskRequest, *, idempotency_key: str | None = None) -> TaskHandle:
+        """Put a task into its queue; returns once it is durable.
+
+        :param idempotency_key: the same key with the same request is the same task, for 24 h; default: a new one, so that
+            a repeated attempt of this very call is not a second task.
+        :raises ApiError: refused; :raises UnreachableError: no server.
+        """
+        admission = self.send(calls.submit(request, idempotency_key or self._new_key()))
+        return TaskHandle(self, admission.task_id, admission)
+
+    def task(self, task_id: str) -> TaskHandle:
+        """A handle for a task that was submitted before."""
+        return TaskHandle(self, task_id)
+
+    def get(self, task_id: str) -> Task:
+        """A task as it stands. :raises NotFoundError: there is none."""
+        return self.send(calls.task(task_id))
+
+    def tasks(
+        self,
+        *,
+        state: str | None = None,
+        model_ref: str | None = None,
+        session_id: str | None = None,
+        before: str | None = None,
+        limit: int | None = None,
+    ) -> TaskPage:
+        """A page of tasks, newest first; ``before`` is ``next`` of the page before."""
+        return self.send(
+            calls.tasks(state=state, model_ref=model_ref, session_id=session_id, before=before, limit=limit)
+        )
+
+    def cancel(self, task_id: str) -> None:
+        """Cancel a task; no token comes after it. One that has ended stays as it is. :raises NotFoundError: there is none."""
+        self.send(calls.cancel(task_id))
+
+    def wait(self, task_id: str) -> Task:
+        """The task once it has ended, also across restarts of the server.
+
+        :raises TaskFailedError: it failed; :raises NotFoundError: there is none.
+        """
+        backoff = self._backoff(self._stream_retries)
+        while True:
+            found = self.send(calls.task(task_id, wait_ms=WAIT_MS), backoff=backoff)
+            backoff.failures = 0
+            if found.ended:
+                return failed_task(found)
+
+    def stream(
+        self,
+        task_id: str,
+        *,
+        after: str = "",
+        progress: bool = False,
+        metrics: bool = False,
+        restart_lost: bool = False,
+    ) -> Stream[Event]:
+        """What a task says, from its start or after a frame; taken up again without gap or repetition when it breaks.
+
+        :param after: ``frame_id`` of the last event that was seen.
+        :param progress: tell the task's place while it waits; :param metrics: tell how things are while it runs.
+        :param restart_lost: go on (:class:`Restarted`) when the server lost what it had sent last.
+
+        The iteration raises TaskFailedError when the task failed, ResumeLostError, StreamBrokenError when the server
+        stays away, ApiError when there is no use in asking again.
+        """
+        frames = self.frames(task_id, after=after, progress=progress, metrics=metrics, restart_lost=restart_lost)
+        return Stream(frames, lambda frame: event_of(frame, task_id))
+
+    def frames(
+        self,
+        task_id: str,
+        *,
+        after: str = "",
+        progress: bool = False,
+        metrics: bool = False,
+        restart_lost: bool = False,
+    ) -> Frames:
+        """As :meth:`stream`, as the frames that the server sent; the end of a failed task is a frame like others."""
+        cursor = Cursor(
+            task_id,
+            after=after,
+            progress=progress,
+            metrics=metrics,
+            restart_lost=restart_lost,
+            backoff=self._backoff(self._stream_retries),
+        )
+        return Frames(cursor, connect=self._open, pause=self._pause)
+
+    def decision(self, task_id: str) -> dict[str, Any]:
+        """Why a task runs where it does, or what it waits for."""
+        return self.send(calls.decision(task_id))
+
+    # --- the rest -------------------------------------------------------------------------------------------------
+
+    def sessions(self) -> list[Session]:
+        """The caller's open sessions."""
+        return self.send(calls.sessions()).sessions
+
+    def session(self, session_id: str) -> Session:
+        """One session. :raises NotFoundError: it is not open."""
+        return self.send(calls.session(session_id))
+
+    def end_session(self, session_id: str) -> None:
+        """End a session and free what it keeps; nothing happens when it is over."""
+        self.send(calls.end_session(session_id))
+
+    def queue(self, *, limit: int | None = None) -> Queue:
+        """What waits, per model; at most ``limit`` tasks of each."""
+        return self.send(calls.queue(limit))
+
+    def pools(self) -> list[Pool]:
+        """All pools."""
+        return self.send(calls.pools()).pools
+
+    def pool_health(self, pool_id: str) -> dict[str, Any]:
+        """How a pool is, with its last error. :raises NotFoundError: there is none."""
+        return self.send(calls.pool_health(pool_id))
+
+    def models(self) -> list[Model]:
+        """Models and their aliases, ready or not."""
+        return self.send(calls.models()).data
+
+    def capabilities(self) -> dict[str, Any]:
+        """Engines, models, limits and devices as they are now."""
+        return self.send(calls.capabilities())
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def send(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
+        """Send any call, again where that is safe and may help.
+
+        :raises ApiError: refused; :raises UnreachableError: no server.
+        """
+        pauses = backoff or self._backoff(self._retries)
+        while True:
+            try:
+                return self._send_once(call)
+            except LlamaOrchError as error:
+                pause_s = pauses.again(error) if may_repeat(call, error) else None
+                if pause_s is None:
+                    raise
+                if isinstance(error, UnreachableError):
+                    self._target.look_again()
+            self._sleep(pause_s)
+
+    def lines(self, call: Call[Any]) -> Iterator[bytes]:
+        """The lines of a long answer as they come. :raises UnreachableError: also when it breaks off before its end."""
+        try:
+            with self._http.stream(**self._request(call, self.timeout_s)) as response:
+                if response.status_code >= 400:
+                    raise api_error(response.status_code, response.read(), response.headers)
+                rest = b""
+                for chunk in response.iter_bytes():
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    yield from whole
+                if rest:
+                    yield rest
+        except httpx2.HTTPError as error:
+            raise unreachable(error, self.url) from error
+
+    def _send_once(self, call: Call[T]) -> T:
+        try:
+            response = self._http.request(**self._request(call, self.timeout_s + call.extra_s))
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise unreachable(error, self.url) from error
+        return call.result(response.status_code, response.content, response.headers)
+
+    def _request(self, call: Call[Any], timeout_s: float) -> dict[str, Any]:
+        server = self._target.server
+        return {
+            "method": call.method,
+            "url": server.url + call.target,
+            "content": call.body,
+            "headers": call.all_headers(server.token, self._agent),
+            "timeout": timeouts(timeout_s),
+        }
+
+    def _open(self, call: Call[Any]) -> httpx2.Response:
+        """The answer of a stream whose body has not been read. :raises ApiError: refused; :raises UnreachableError: no server."""
+        try:
+            request = self._http.build_request(**self._request(call, STREAM_SILENCE_S))
+            response = self._http.send(request, stream=True)
+            if response.status_code != 200:
+                try:
+                    raise api_error(response.status_code, response.read(), response.headers)
+                finally:
+                    response.close()
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise unreachable(error, self.url) from error
+        return response
+
+    def _pause(self, seconds: float) -> None:
+        self._sleep(seconds)
+        self._target.look_again()
+
+    def _backoff(self, most: int | None) -> Backoff:
+        return Backoff(most, rand=self._rand)
+
+
+class TaskHandle:
+    """A task of a server."""
+
+    def __init__(self, client: Client, task_id: str, admission: Admission | None = None) -> None:
+        self._client = client
+        self.task_id = task_id
+        #: how it was accepted, where this client submitted it
+        self.admission = admission
+
+    def stream(
+        self, *, after: str = "", progress: bool = False, metrics: bool = False, restart_lost: bool = False
+    ) -> Stream[Event]:
+        """See :meth:`Client.stream`."""
+        return self._client.stream(
+            self.task_id, after=after, progress=progress, metrics=metrics, restart_lost=restart_lost
+        )
+
+    def text(self) -> Iterator[str]:
+        """What the first answer says aloud, piece by piece. :raises LlamaOrchError: as :meth:`Client.stream`."""
+        with self.stream() as events:
+            for event in events:
+                if isinstance(event, Token) and not event.channel and not event.choice and event.text:
+                    yield event.text
+
+    def wait(self) -> Task:
+        """See :meth:`Client.wait`."""
+        return self._client.wait(self.task_id)
+
+    def get(self) -> Task:
+        """The task as it stands."""
+        return self._client.get(self.task_id)
+
+    def cancel(self) -> None:
+        """See :meth:`Client.cancel`."""
+        self._client.cancel(self.task_id)
+
+    def decision(self) -> dict[str, Any]:
+        """See :meth:`Client.decision`."""
+        return self._client.decision(self.task_id)

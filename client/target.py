@@ -1,0 +1,113 @@
+"""Which server a client talks to, and with which key: arguments, then the environment, then the server of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .errors import LlamaOrchError, UnreachableError
+
+#: what a server without keys accepts
+NO_KEY = "local"
+_FILE = "server.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server answers, and what it is told of the caller."""
+
+    url: str
+    token: str
+
+
+class Target:
+    """The server as it is now: one that was found on this machine may have been started again elsewhere.
+
+    :param find: the server as it is found now.
+    """
+
+    def __init__(self, find: Callable[[], Server]) -> None:
+        self._find = find
+        self.server = find()
+
+    def look_again(self) -> None:
+        """Find it again, after it did not answer; while none is found the last one stays."""
+        try:
+            self.server = self._find()
+        except UnreachableError:
+            return
+
+
+def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | None = None) -> Target:
+    """The server that is named, else the one of ``LLORCH_URL``, else the one that runs on this user's data directory.
+
+    The key is the named one, else that of ``LLORCH_API_TOKEN``; the key in a server's own file goes to that server alone.
+
+    :param environ: default: this process's.
+    :raises LlamaOrchError: the address is none.
+    :raises UnreachableError: none is named, and none runs here.
+    """
+    given = os.environ if environ is None else environ
+    key = token or given.get("LLORCH_API_TOKEN") or ""
+    named = url or given.get("LLORCH_URL")
+    if named:
+        server = Server(checked(named), key or NO_KEY)
+        return Target(lambda: server)
+    folder = data_directory(given)
+
+    def find() -> Server:
+        found = _read(folder / _FILE)
+        return Server(checked(found["url"]), key or found.get("token") or NO_KEY)
+
+    return Target(find)
+
+
+def data_directory(environ: Mapping[str, str]) -> Path:
+    """Where this user's server keeps its data, and says where it answers."""
+    if environ.get("LLORCH_DATA_DIR"):
+        return Path(environ["LLORCH_DATA_DIR"])
+    from platformdirs import user_data_path
+
+    return user_data_path("llama-orch", appauthor=False)
+
+
+def checked(url: str) -> str:
+    """An address without its last slash. :raises LlamaOrchError: it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        error = LlamaOrchError(f"{url!r} is no server address")
+        error.remedy = "It looks like http://127.0.0.1:8080."
+        raise error
+    return url.rstrip("/")
+
+
+def trust(url: str, ca_file: str | Path | None, client_cert: tuple[str, str] | None) -> ssl.SSLContext:
+    """How a TLS connection is checked: by the system's authorities, or those of ``ca_file`` alone.
+
+    :param client_cert: files of the certificate and the key that the client shows.
+    """
+    if urlsplit(url).scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loads nothing, trusts nobody
+    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    if client_cert is not None:
+        context.load_cert_chain(*client_cert)
+    return context
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("url"), str):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise UnreachableError(f"no server is named, and none runs on {path.parent}")
