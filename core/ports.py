@@ -333,6 +333,8 @@ class AttemptEnd(Struct, frozen=True, kw_only=True):
     finish_reason: Literal["stop", "length", "tool_calls"]
     #: of each choice, when there are several
     finish_reasons: tuple[str, ...] = ()
+    #: the stop string that ended it, where the engine tells
+    stop_sequence: str = ""
     #: of an embedding or a rerank job
     result: EmbeddingResult | RerankResult | None = None
     prompt_tokens: int = 0

@@ -201,6 +201,8 @@ class TaskEnded:
     finish_reason: str
     #: of each choice, when there are several
     finish_reasons: list[str] = []
+    #: the stop string that ended it, where its engine told; of the first choice
+    stop_sequence: str = ""
     #: entries in the transcript; the terminal frame's ordinal follows the last
     entries: int
     tokens_out: int

@@ -469,6 +469,7 @@ class Dispatcher:
             outcome=outcome,
             finish_reason=finish_reason,
             finish_reasons=list(end.finish_reasons) if end is not None and state.admitted.n > 1 else [],
+            stop_sequence=end.stop_sequence if end is not None else "",
             entries=state.entries,
             tokens_out=state.tokens_out,
             prompt_tokens=(end.prompt_tokens if end is not None else 0) or (started.prompt_tokens if started else 0),

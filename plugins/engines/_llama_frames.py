@@ -24,6 +24,7 @@ RESPONSE_FIELDS: Final = (
     "tokens_evaluated",
     "truncated",
     "stop_type",
+    "stopping_word",
     "timings",
     "completion_probabilities",
 )
@@ -75,6 +76,7 @@ class _Frame(msgspec.Struct, gc=False):
     tokens_evaluated: Int32 = 0
     truncated: bool = False
     stop_type: str = ""
+    stopping_word: str = ""
     timings: _Timings | None = None
     prompt_progress: _Progress | None = None
     completion_probabilities: list[_Probability] = []
@@ -224,6 +226,7 @@ class CompletionStream:
         timings = frame.timings or _Timings()
         self.end = AttemptEnd(
             finish_reason="length" if frame.stop_type == "limit" or frame.truncated else "stop",
+            stop_sequence=frame.stopping_word if frame.stop_type == "word" else "",
             prompt_tokens=max(frame.tokens_evaluated, 0),
             cached_tokens=max(timings.cache_n, 0),
             prefill_us=_micros(timings.prompt_ms),

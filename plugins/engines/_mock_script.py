@@ -140,6 +140,8 @@ class Speech:
         self.counted = 0
         #: "" | "eos" | "word" | "limit"
         self.stop_type = ""
+        #: the stop string that was said
+        self.stop_word = ""
 
     def next(self) -> Said | None:
         """The next frame; ``None`` at the end, then ``stop_type`` says why."""
@@ -190,10 +192,11 @@ class Speech:
         if not self._stop:
             return text
         self._held += text
-        hits = [at for word in self._stop if (at := self._held.find(word)) >= 0]
+        hits = [(at, word) for word in self._stop if (at := self._held.find(word)) >= 0]
         if hits:
             self.stop_type = "word"
-            text, self._held = self._held[: min(hits)], ""
+            at, self.stop_word = min(hits)
+            text, self._held = self._held[:at], ""
             return text
         keep = max(
             (n for word in self._stop for n in range(1, len(word)) if self._held.endswith(word[:n])),

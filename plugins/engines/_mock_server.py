@@ -273,6 +273,7 @@ class _Answer:
             "tokens_evaluated": self._prompt_tokens,
             "truncated": False,
             "stop_type": run.speech.stop_type,
+            "stopping_word": run.speech.stop_word,
             "timings": {
                 "cache_n": run.cached_tokens,
                 "prompt_ms": run.knobs.prefill_ms,

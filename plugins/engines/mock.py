@@ -183,6 +183,7 @@ class MockAttempt:
             sink.ended(
                 AttemptEnd(
                     finish_reason="length" if run.speech.stop_type == "limit" else "stop",
+                    stop_sequence=run.speech.stop_word,
                     prompt_tokens=run.prompt_tokens,
                     cached_tokens=run.cached_tokens,
                     prefill_us=run.knobs.prefill_ms * 1000,
