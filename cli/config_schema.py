@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ..core import settings
+from ..core import auth_settings, settings
 from ..core.field_comments import field_comments
 
 
@@ -14,7 +14,7 @@ def settings_schema() -> dict[str, Any]:
     """The schema (JSON Schema 2020-12) that editors complete and check a configuration with."""
     (_root,), definitions = msgspec.json.schema_components([settings.Settings], ref_template="#/$defs/{name}")
     for name, definition in definitions.items():
-        described = field_comments(getattr(settings, name))
+        described = field_comments(getattr(auth_settings if hasattr(auth_settings, name) else settings, name))
         for field, below in definition.get("properties", {}).items():
             if field in described:
                 below["description"] = described[field]

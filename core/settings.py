@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from .auth_settings import AuthSettings, TlsSettings
+
 Milliseconds = Annotated[int, Meta(ge=0, le=31_536_000_000)]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -65,6 +67,21 @@ class ApiSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     strict_parameters: bool = False
 
 
+class ObjectiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How soon interactive tasks shall have their first token; while they do not, batch tasks are refused (ADM-7)."""
+
+    #: 95 of 100 interactive tasks shall have their first token within this time from admission; 0 = no objective
+    first_token_p95_ms: Milliseconds = 0
+    #: tasks of so long count
+    window_ms: Annotated[int, Meta(ge=1_000, le=86_400_000)] = 60_000
+    #: how long the objective has to be missed before batch tasks are refused
+    breach_ms: Milliseconds = 30_000
+    #: batch tasks are taken again once it is met by this much: thousandths of the objective
+    recover_permille: Annotated[int, Meta(ge=1, le=1_000)] = 800
+    #: fewer tasks than this in the window say nothing
+    samples: Annotated[int, Meta(ge=1, le=100_000)] = 20
+
+
 class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The queue's rules."""
 
@@ -77,15 +94,61 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mend_patience_ms: Milliseconds = 10_000
     #: attempts of one task on engines that broke off
     max_attempts: Annotated[int, Meta(ge=1, le=200)] = 5
+    #: when batch tasks are refused for the sake of interactive ones
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
 
 
 class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Defaults of sessions (SES-1)."""
 
-    #: idle time after which a session expires
-    ttl_ms: Milliseconds = 600_000
-    #: tasks that a session may have
+    #: idle time after which a session expires, unless it asks for another
+    ttl_ms: Annotated[int, Meta(ge=1, le=31_536_000_000)] = 600_000
+    #: tasks that a session may have, unless it asks for another number
     turn_limit: Annotated[int, Meta(ge=1)] = 8
+    #: the longest idle time that one may ask for
+    max_ttl_ms: Annotated[int, Meta(ge=1, le=31_536_000_000)] = 86_400_000
+    #: the most tasks that one may ask for
+    max_turn_limit: Annotated[int, Meta(ge=1)] = 10_000
+    #: idle sessions of a pool whose KV cache its engine keeps, the last used ones; 0 = as many as it has slots
+    kv_per_pool: Annotated[int, Meta(ge=0)] = 0
+
+
+Price = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$")]
+
+
+class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model costs, as decimals with at most six places, in quotes: ``"0.15"``."""
+
+    #: a million tokens of the prompt
+    input: Price = "0"
+    #: a million tokens of the prompt that the engine had in its cache; "" = as ``input``
+    cached: Annotated[str, Meta(pattern=r"^([0-9]{1,9}(\.[0-9]{1,6})?)?$")] = ""
+    #: a million tokens of the answer
+    output: Price = "0"
+    #: a second of decoding
+    second: Price = "0"
+
+
+class BudgetCapSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be spent in a window; what is left out is counted and not bounded."""
+
+    #: ``none``: one that never ends
+    window: Literal["none", "day", "month"] = "none"
+    #: where days and months begin
+    timezone: str = "UTC"
+    #: of prompts and answers together
+    tokens: Annotated[int, Meta(ge=0, le=9_007_199_254_740_991)] | None = None
+    #: time of decoding
+    decode_ms: Annotated[int, Meta(ge=0, le=9_007_199_254_740)] | None = None
+    #: in the currency of ``prices``, a decimal in quotes
+    cost: Annotated[str, Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,12})?$")] | None = None
+
+
+class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Defaults of budgets (BUD-1)."""
+
+    #: of each key that has no budget of the same window of its own
+    keys: list[BudgetCapSettings] = field(default_factory=list)
 
 
 class ProvisioningSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -283,7 +346,7 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is configured."""
 
-    #: host:port; loopback only until keys exist (AUTH-1)
+    #: host:port; loopback only, unless callers have to say who they are (AUTH-1)
     bind: str = "127.0.0.1:8080"
     #: "" = by the platform's rules
     data_dir: str = ""
@@ -291,12 +354,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_hosts: list[str] = field(default_factory=list)
     #: Origins accepted from browsers
     allowed_origins: list[str] = field(default_factory=list)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     streams: StreamSettings = field(default_factory=StreamSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
+    budgets: BudgetSettings = field(default_factory=BudgetSettings)
+    #: by the name of a model; "*" = those that are not named; a model without prices costs nothing
+    prices: dict[str, PriceSettings] = field(default_factory=dict)
     capabilities: CapabilitySettings = field(default_factory=CapabilitySettings)
     policies: PolicySettings = field(default_factory=PolicySettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -14,6 +14,7 @@ from ..errors import CorruptJournalError
 from .affinity import Affinity
 from .budgets import Budgets
 from .gpus import Gpus
+from .keys import Keys
 from .leases import Leases
 from .outboxes import Outboxes
 from .pools import Pools
@@ -65,6 +66,7 @@ class Head:
         self.outboxes = self.of(Outboxes)
         self.gpus = self.of(Gpus)
         self.affinity = self.of(Affinity)
+        self.keys = self.of(Keys)
         self.budgets = self.of(Budgets)
 
     def of(self, kind: type[P]) -> P:
