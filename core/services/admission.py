@@ -21,7 +21,7 @@ from ..errors import (
     OrchError,
     PoolUnreadyError,
 )
-from ..events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskRejected
+from ..events.task import TaskAdmitted, TaskCancelled, TaskRejected
 from ..journal.history import fact_at
 from ..journal.journal import Journal
 from ..projections.pools import PoolState
@@ -31,6 +31,7 @@ from .abilities import needs_of, require_able
 from .bodies import Bodies, body_of, prefixes, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
+from .ends import end_of
 from .engines import EngineDirectory
 from .estimates import Estimator, StartEstimate
 from .placement import placement_record, unmet_wish
@@ -477,14 +478,12 @@ class AdmissionService:
         state = self._journal.head.tasks.live[task_id]
         return [
             TaskCancelled(task_id=task_id, reason="drop-lru"),
-            TaskEnded(
-                task_id=task_id,
-                outcome="failed",
-                finish_reason="error",
-                entries=state.entries,
-                tokens_out=state.tokens_out,
-                queue_ms=(self._journal.now_ns() - state.admitted_ns) // 1_000_000,
-                attempts=state.attempt,
+            end_of(
+                self._journal.head,
+                state,
+                self._journal.now_ns(),
+                "failed",
+                "error",
                 code=DroppedError.code,
                 message="dropped from the full queue as its oldest batch task",
                 retriable=True,

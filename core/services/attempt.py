@@ -15,6 +15,7 @@ from ..entries import EntryBatch, batch_of
 from ..journal.journal import Journal
 from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart
 from ..types import Entry
+from .purses import Purse
 
 
 class AttemptEvents(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Attempt:
         "lease_id",
         "number",
         "pool_id",
+        "purse",
         "recovery_used",
         "repeated",
         "resumed_at",
@@ -67,6 +69,7 @@ class Attempt:
         pool_id: str,
         lease_id: str,
         now_ns: int,
+        purse: Purse | None = None,
     ) -> None:
         self._journal = journal
         self._events = events
@@ -74,6 +77,8 @@ class Attempt:
         self.number = number
         self.pool_id = pool_id
         self.lease_id = lease_id
+        #: what it may append; ``None`` = its task is counted on no budget
+        self.purse = purse
         self.handle: AttemptHandle | None = None
         #: by choice and channel what this attempt has to repeat before anything new of it is appended
         self._debts: dict[tuple[int, str], _Debt] = {}
@@ -122,7 +127,11 @@ class Attempt:
             if rest is None:
                 return
             batch = rest
-        if not self._journal.append_entries(self.task_id, self.number, batch):
+        if self.purse is None:
+            taken = self._journal.append_entries(self.task_id, self.number, batch)
+        else:
+            taken = self.purse.append(self.number, batch)
+        if not taken:
             self.stop()
 
     def ended(self, end: AttemptEnd) -> None:

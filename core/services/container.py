@@ -27,6 +27,8 @@ from .gpus import GpuService
 from .loading import LoadingService, Planner
 from .placement import Placement
 from .pools import PoolService
+from .price_list import PriceList
+from .purses import Purses
 from .readers import Readers
 from .recovery import recover
 from .reloading import ReloadService
@@ -125,7 +127,10 @@ def build_services(
     """
     bodies = Bodies(journal.store)
     texts = TaskTexts(journal)
-    dispatcher = Dispatcher(journal, Placement(policy, engines), engines, bodies, texts, settings, clock, new_id)
+    prices = PriceList(settings.prices)
+    dispatcher = Dispatcher(
+        journal, Placement(policy, engines), engines, bodies, texts, settings, clock, new_id, Purses(journal, prices)
+    )
     cancel = CancelService(journal, dispatcher)
     loading = LoadingService(journal, settings, launched, dispatcher.pump, planner)
     unserved = Unserved(journal, dispatcher, settings, loading.manages)

@@ -13,13 +13,12 @@ from typing import Any
 
 from ..entries import EntryBatch
 from ..errors import (
-    ContextExceededError,
+    BudgetExhaustedError,
     CorruptJournalError,
     InvalidParamsError,
     JournalUnavailableError,
     OrchError,
     PoolUnavailableError,
-    WorkerResetError,
 )
 from ..events.lease import LeaseGranted, LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
@@ -31,9 +30,11 @@ from ..settings import Settings
 from ..types import TaskPhase
 from .attempt import Attempt, AttemptEvents
 from .bodies import Bodies, RequestBody, content_id, encode_result, pieces
+from .ends import after_failure, end_of, prompt_of
 from .engines import EngineDirectory
 from .jobs import chat_of, job_of, may_continue, needs_chat, render, renders
 from .placement import Placement, affinity_keys
+from .purses import Purses, hold_after
 from .texts import TaskTexts, plain_text
 
 #: tasks of each priority that are looked at behind one that waits for certain pools
@@ -53,8 +54,10 @@ class Dispatcher:
         settings: Settings,
         clock: Clock,
         new_id: Callable[[], str],
+        purses: Purses,
     ) -> None:
         self._journal = journal
+        self._purses = purses
         self._placement = placement
         self._engines = engines
         self._bodies = bodies
@@ -172,6 +175,11 @@ class Dispatcher:
         if found is None:
             return False
         slot, warm = found
+        try:
+            reserved = self._purses.placing(state, now)
+        except BudgetExhaustedError as error:
+            self._fail_task(state, error)
+            return True
         attempt, lease_id = state.attempt + 1, self._new_id()
         placed = TaskPlaced(
             task_id=state.task_id,
@@ -190,7 +198,7 @@ class Dispatcher:
             keys=affinity_keys(state),
             warm=warm,
         )
-        seq = journal.append([placed, granted], actor="scheduler", correlation=state.correlation)
+        seq = journal.append([*reserved, placed, granted], actor="scheduler", correlation=state.correlation)
         journal.when_committed(seq, partial(self._launch, state.task_id, attempt, lease_id, slot))
         return True
 
@@ -221,6 +229,7 @@ class Dispatcher:
             pool_id=state.pool_id,
             lease_id=lease_id,
             now_ns=self._clock.monotonic_ns(),
+            purse=self._purses.purse(state, self.out_of_budget),
         )
         self.attempts[task_id] = attempt
         engine = self._engines.engine(state.pool_id)
@@ -332,6 +341,11 @@ class Dispatcher:
         if state is None or state.attempt != attempt.number or state.phase != TaskPhase.PLACED:
             attempt.stop()
             return
+        try:
+            reserved = self._purses.starting(state, start.prompt_tokens, self._journal.now_ns())
+        except BudgetExhaustedError as error:
+            self.out_of_budget(state, error)
+            return
         admitted = state.admitted
         properties = self._engines.properties(attempt.pool_id)
         pool = self._journal.head.pools.by_id.get(attempt.pool_id)
@@ -353,6 +367,7 @@ class Dispatcher:
             effective=admitted.sampling,
             rendered_id=rendered_id,
             prompt_tokens=start.prompt_tokens,
+            cached_tokens=start.cached_tokens,
             cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
             neighbours=max(0, self._journal.head.leases.count(attempt.pool_id) - 1),
             resumed_at=attempt.resumed_at,
@@ -361,7 +376,7 @@ class Dispatcher:
             queue_position=admitted.queue_position,
             predicted_start_ms=admitted.predicted_start_ms,
         )
-        self._follow([started], state, bodies=rows)
+        self._follow([*reserved, started], state, bodies=rows)
 
     def _profile(self, pool_id: str) -> str:
         return next((p.sampler_profile_version for p in self._settings.pools if p.id == pool_id), "")
@@ -374,19 +389,15 @@ class Dispatcher:
         result_id, rows = (
             pieces(state.admitted.owner, encode_result(end.result)) if end.result is not None else ("", [])
         )
-        ended = self._end(
-            state,
-            "completed",
-            end.finish_reason,
-            end=end,
-            recovery_used=attempt.recovery_used,
-            result_id=result_id,
-        )
+        used = attempt.recovery_used
+        reserved = self._purses.ending(state, *prompt_of(state, end, used), self._journal.now_ns())
+        how: dict[str, Any] = {"end": end, "recovery_used": used, "result_id": result_id}
+        ended = self._end(state, "completed", end.finish_reason, hold=hold_after(reserved), **how)
         self._continue.discard(state.task_id)
         released = LeaseReleased(
             lease_id=attempt.lease_id, pool_id=attempt.pool_id, task_id=state.task_id, cause="slot-free"
         )
-        if self._follow([ended, released], state, rows):
+        if self._follow([*reserved, ended, released], state, rows):
             self.pump(state.admitted.group)
 
     def _on_failed(self, attempt: Attempt, failure: AttemptFailure) -> None:
@@ -395,26 +406,12 @@ class Dispatcher:
         state = self._journal.head.tasks.live.get(attempt.task_id)
         if state is None:
             return
-        if self._follow([self._after_failure(attempt, state, failure)], state):
+        head, most = self._journal.head, self._settings.admission.max_attempts
+        what = after_failure(head, state, attempt.number, failure, most, self._journal.now_ns())
+        if self._follow([what], state):
             # A stream that broke off says nothing of the slot: it may still be decoding (PLC-4).
             self.free_slot(attempt)
             self.pump(state.admitted.group)
-
-    def _after_failure(self, attempt: Attempt, state: TaskState, failure: AttemptFailure) -> object:
-        """What an attempt's failure means for its task: another attempt, or the end."""
-        pool_id, said = attempt.pool_id, failure.message.encode(errors="replace").decode()
-        if not failure.retriable:
-            return self._end(state, "failed", "error", error=_refusal(failure.kind, said, pool_id))
-        interrupted = state.entries and state.admitted.recovery == "none"
-        if state.failures + 1 >= self._settings.admission.max_attempts or interrupted:
-            code = "INTERRUPTED" if interrupted else "WORKER_RESET"
-            message = (
-                f"{failure.kind}: {said} (attempt {state.failures + 1} of {self._settings.admission.max_attempts})"
-            )
-            return self._end(state, "failed", "error", code=code, message=message, retriable=True)
-        return TaskAttemptFailed(
-            task_id=state.task_id, attempt=attempt.number, pool_id=pool_id, code=failure.kind, message=said[:500]
-        )
 
     def _on_diverged(self, attempt: Attempt) -> None:
         """A regeneration said something else than the journal holds (RCV-1)."""
@@ -444,50 +441,30 @@ class Dispatcher:
 
     # --- ends and slots --------------------------------------------------------------------------------------
 
-    def _end(
+    def _end(self, state: TaskState, outcome: str, finish_reason: str, **how: Any) -> TaskEnded:
+        return end_of(self._journal.head, state, self._journal.now_ns(), outcome, finish_reason, **how)
+
+    def out_of_budget(self, state: TaskState, error: BudgetExhaustedError) -> None:
+        """End a task that was placed and cannot be paid any further; the journal takes what follows from an engine's word."""
+        if self._journal.status not in ("ok", "refusing"):
+            return
+        how: dict[str, Any] = {"outcome": "failed", "finish_reason": "error", "error": error}
+        self.end_task(state, [], actor="scheduler", correlation=state.correlation, internal=True, **how)
+        self.pump(state.admitted.group)
+
+    def end_task(
         self,
         state: TaskState,
-        outcome: str,
-        finish_reason: str,
+        before: list[object],
         *,
-        end: AttemptEnd | None = None,
-        error: OrchError | None = None,
-        code: str = "",
-        message: str = "",
-        retriable: bool = False,
-        recovery_used: str = "",
-        result_id: str = "",
-    ) -> TaskEnded:
-        """The terminal of a task, with all totals."""
-        now = self._journal.now_ns()
-        started = state.started
-        decode_ms = end.decode_us // 1000 if end is not None else 0
-        if not decode_ms and state.first_entry_ns:
-            decode_ms = max(0, state.entry_ns - state.first_entry_ns) // 1_000_000
-        return TaskEnded(
-            task_id=state.task_id,
-            outcome=outcome,
-            finish_reason=finish_reason,
-            finish_reasons=list(end.finish_reasons) if end is not None and state.admitted.n > 1 else [],
-            stop_sequence=end.stop_sequence if end is not None else "",
-            entries=state.entries,
-            tokens_out=state.tokens_out,
-            prompt_tokens=(end.prompt_tokens if end is not None else 0) or (started.prompt_tokens if started else 0),
-            cached_tokens=end.cached_tokens if end is not None else 0,
-            queue_ms=((state.placed_ns or now) - state.admitted_ns) // 1_000_000,
-            prefill_ms=end.prefill_us // 1000 if end is not None else 0,
-            decode_ms=decode_ms,
-            attempts=state.attempt,
-            code=error.code if error is not None else code,
-            message=(error.message if error is not None else message)[:1000],
-            retriable=error.retriable if error is not None else retriable,
-            recovery_used=recovery_used,
-            result_id=result_id,
-        )
-
-    def end_task(self, state: TaskState, before: list[object], *, actor: str, correlation: str, **how: Any) -> int:
+        actor: str,
+        correlation: str,
+        internal: bool = False,
+        **how: Any,
+    ) -> int:
         """End a task that is queued, placed or running: the end is appended first, then the engine is told to stop."""
-        seq = self._journal.append([*before, self._end(state, **how)], actor=actor, correlation=correlation)
+        events = [*before, self._end(state, **how)]
+        seq = self._journal.append(events, actor=actor, correlation=correlation, internal=internal)
         self._continue.discard(state.task_id)
         self._rendered.pop(state.task_id, None)
         attempt = self.attempts.pop(state.task_id, None)
@@ -577,12 +554,3 @@ class Dispatcher:
 
 def _digest(text: str) -> str:
     return content_id(text.encode())
-
-
-def _refusal(kind: str, message: str, pool_id: str) -> OrchError:
-    """The error behind a failure that another attempt cannot mend."""
-    if kind == "context":
-        return ContextExceededError(message, pool_id=pool_id)
-    if kind == "invalid":
-        return InvalidParamsError(message, pool_id=pool_id)
-    return WorkerResetError(f"{kind}: {message}", pool_id=pool_id)

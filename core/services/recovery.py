@@ -12,8 +12,10 @@ from collections.abc import Container
 from ..events.lease import LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded
 from ..journal.journal import Journal
+from ..projections.head import Head
 from ..projections.tasks import TaskState
 from ..types import TaskPhase
+from .ends import end_of
 
 
 def recover(journal: Journal, watched: Container[str] = ()) -> int:
@@ -33,7 +35,7 @@ def recover(journal: Journal, watched: Container[str] = ()) -> int:
         if state.phase == TaskPhase.QUEUED:
             continue
         if state.entries and state.admitted.recovery == "none":
-            events.append(_interrupted(state))
+            events.append(_interrupted(head, state, journal.now_ns()))
             continue
         events.append(
             TaskAttemptFailed(
@@ -49,16 +51,6 @@ def recover(journal: Journal, watched: Container[str] = ()) -> int:
     return len(head.tasks.live)
 
 
-def _interrupted(state: TaskState) -> TaskEnded:
-    return TaskEnded(
-        task_id=state.task_id,
-        outcome="failed",
-        finish_reason="error",
-        entries=state.entries,
-        tokens_out=state.tokens_out,
-        prompt_tokens=state.started.prompt_tokens if state.started else 0,
-        attempts=state.attempt,
-        code="INTERRUPTED",
-        message="the server was restarted, and the task asked for no recovery",
-        retriable=True,
-    )
+def _interrupted(head: Head, state: TaskState, now_ns: int) -> TaskEnded:
+    message = "the server was restarted, and the task asked for no recovery"
+    return end_of(head, state, now_ns, "failed", "error", code="INTERRUPTED", message=message, retriable=True)
