@@ -74,14 +74,14 @@ class ScriptedAttempt:
         with self._on_loop() as sink:
             sink.ended(AttemptEnd(finish_reason="stop"))
 
-    def end(self, finish_reason: str = "stop", *, decode_us: int = 5_000) -> None:
+    def end(self, finish_reason: str = "stop", *, decode_us: int = 5_000, **more: Any) -> None:
         """Finish properly; the slot is free then."""
         if self.cancelled or self.over:
             return
         self.over = True
         self.free()
         with self._on_loop() as sink:
-            sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=decode_us))  # type: ignore[arg-type]
+            sink.ended(AttemptEnd(finish_reason=finish_reason, prompt_tokens=3, decode_us=decode_us, **more))  # type: ignore[arg-type]
 
     def fail(self, kind: str = "cut", *, retriable: bool = True, message: str = "scripted") -> None:
         """Break off."""
@@ -135,6 +135,9 @@ class ScriptedEngine:
         self.breaks: Exception | None = None
         self.renders = True
         self.strict_capable = True
+        self.workloads = ("completion", "chat")
+        #: beside them; ``None`` = as an engine that says nothing of it
+        self.features: tuple[str, ...] | None = None
 
     @property
     def last(self) -> ScriptedAttempt:
@@ -152,6 +155,8 @@ class ScriptedEngine:
             slots=self.slots,
             ctx=self.ctx,
             strict_capable=self.strict_capable,
+            workloads=self.workloads,
+            **({} if self.features is None else {"features": self.features}),
         )
 
     async def health(self) -> EngineHealth:

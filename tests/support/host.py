@@ -33,6 +33,7 @@ class StandInHost:
                 ctx=properties.ctx,
                 flags=properties.flags,
                 decode_mtok_s=decode_mtok_s,
+                abilities=[*properties.workloads, *properties.features],
             )
         )
 

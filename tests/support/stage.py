@@ -286,7 +286,7 @@ class Stage:
         """A submission that has not begun."""
         api = fields.pop("api", "tasks")
         fields.setdefault("model_ref", "m")
-        if fields.get("messages") is None:
+        if not any(fields.get(name) for name in ("messages", "inputs", "prompt_ids")):
             fields["prompt"] = prompt
         return self.services.admission.submit(
             TaskRequest(**fields),
