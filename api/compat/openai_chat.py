@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from ...core.errors import InternalError, OrchError, StreamError
-from ...core.events.task import TaskEnded
-from ...core.services.tasks import TaskInfo
+from ...core.errors import BudgetExhaustedError
+from ..conversations import CONVERSATION_HELP, conversation_of
 from ..operations import Answer, Call, Resource, operation, resource
-from ..problems import STATUS_OF_CODE
-from ..render.openai_chat import ChatRenderer, completion, usage_of
+from ..render.openai_chat import ChatRenderer, completion
 from ..resources.tasks import SUBMIT_ERRORS
-from ..streaming import EVENT_STREAM, STREAM_HEADERS, StreamPlan
 from ..waiting import wait_for_end
 from ..workloads import idempotency_key
-from .chat_request import ChatCompletionRequest, ignored_parameters, task_of
+from .chat_request import KNOWN, NAMES, ChatCompletionRequest, ignored_in_messages, task_of
+from .failures import failure_of_event, failure_of_info
+from .parameters import IGNORED_HELP, STRICT_HELP, ignored_parameters, name_or_refuse
+from .sampling_request import WITHIN
+from .submission import streamed, submit
+
+#: headers that every route of this API takes and gives
+REQUEST_HEADERS = {
+    "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h).",
+    **CONVERSATION_HELP,
+    **STRICT_HELP,
+}
+ANSWER_HEADERS = {"x-task-id": "The task behind the answer; its stream can be resumed under /v1/tasks.", **IGNORED_HELP}
 
 
-class ChatMessageBody(msgspec.Struct, frozen=True, kw_only=True):
+class FunctionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The function that a tool call calls."""
+
+    name: str
+    #: JSON as the model wrote it
+    arguments: str
+
+
+class ToolCallBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model wants made."""
+
+    id: str
+    type: str
+    function: FunctionBody
+
+
+class ChatMessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the model said."""
 
     role: str
-    content: str
-    refusal: str | None = None
+    content: str | None
+    refusal: str | None
+    #: what it thought before, where its engine tells that apart
+    reasoning_content: str = ""
+    tool_calls: list[ToolCallBody] = []
 
 
 class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +60,7 @@ class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     message: ChatMessageBody
-    logprobs: None = None
+    logprobs: dict[str, Any] | None
     finish_reason: str
 
 
@@ -41,6 +71,7 @@ class UsageBody(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: dict[str, int]
+    completion_tokens_details: dict[str, int]
 
 
 class ChatCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,111 +85,50 @@ class ChatCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageBody
 
 
-class TaskFailedError(StreamError):
-    """The task behind a completion failed: under its own code, with that code's status where it has one."""
-
-    def __init__(self, code: str, message: str, *, retriable: bool, task_id: str) -> None:
-        super().__init__(
-            message or code,
-            remedy=f"GET /v1/tasks/{task_id} tells more." + (" Send the request again." if retriable else ""),
-            retry_after_ms=1000 if retriable else None,
-            task_id=task_id,
-        )
-        self.code = code or InternalError.code  # type: ignore[misc]
-        self.retriable = retriable  # type: ignore[misc]
-        known = STATUS_OF_CODE.get(self.code, 500)
-        self.status = known if known != 500 or not retriable else 503  # type: ignore[misc]
-
-
 @resource("/v1/chat/completions", tag="openai", shape="openai")
 class ChatCompletionsResource(Resource):
     """Chat completions."""
 
     @operation(
         "Complete a chat.",
-        errors=SUBMIT_ERRORS,
-        request_headers={
-            "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."
-        },
-        answer_headers={
-            "x-task-id": "The task behind the completion; its stream can be resumed under /v1/tasks.",
-            "X-Ignored-Parameters": "Parameters of the request that had no effect.",
-        },
+        errors=(*SUBMIT_ERRORS, BudgetExhaustedError),
+        request_headers=REQUEST_HEADERS,
+        answer_headers=ANSWER_HEADERS,
     )
     async def on_post(self, call: Call, body: ChatCompletionRequest, raw: bytes) -> ChatCompletionBody | Answer:
-        """Text, streaming (`stream: true`, as server-sent events) or not. What is not served is refused by name where it
-        would change the answer, else named in `X-Ignored-Parameters`."""
+        """Text, thoughts and tool calls, streaming (`stream: true`, as server-sent events) or not. What is not served is
+        refused by name where it would change the answer, else named in `X-Ignored-Parameters`."""
         request = task_of(body)
-        ignored = ignored_parameters(raw)
-        streams = bool(body.stream)
-        admission = await self.services.admission.submit(
+        ignored = ignored_parameters(raw, KNOWN, ignored_in_messages(body.messages), WITHIN)
+        headers = name_or_refuse(call, ignored, strict=self.context.settings.api.strict_parameters)
+        task = await submit(
+            self,
+            call,
             request,
-            call.caller,
-            correlation=call.correlation,
-            idempotency_key=idempotency_key(call),
             api="openai.chat",
-            durable=False,
+            conversation=conversation_of(
+                call, self.services, session_id=body.session_id, hint=body.prompt_cache_key or ""
+            ),
+            idempotency_key=idempotency_key(call),
+            names=NAMES,
         )
-        task_id: str = admission.task_id
-        headers = {"x-task-id": task_id}
-        if ignored:
-            headers["X-Ignored-Parameters"] = ", ".join(ignored)
-        created = self.context.now_ns() // 1_000_000_000
-        if streams:
-            return await self._stream(call, body, task_id, created, headers)
+        headers["x-task-id"] = task.task_id
+        if body.stream:
+            options = body.stream_options
+            renderer = ChatRenderer(
+                task_id=task.task_id,
+                model=body.model,
+                created=task.created,
+                include_usage=options is not None and options.include_usage,
+                correlation=call.correlation,
+                failure=failure_of_event,
+                n=body.n or 1,
+                logprobs=bool(body.logprobs),
+            )
+            return await streamed(self, call, task.task_id, renderer, headers)
         # The end is durable only after the admission is, so the answer waits for both.
-        info = await wait_for_end(self.services, call, task_id)
+        info = await wait_for_end(self.services, call, task.task_id)
         if info.state == "failed":
             raise failure_of_info(info)
-        usage = usage_of(info.usage.prompt_tokens, info.usage.completion_tokens, info.usage.cached_tokens)
-        said = completion(
-            completion_id=f"chatcmpl-{task_id}",
-            model=body.model,
-            created=created,
-            text=info.text or "",
-            reason=info.finish_reason,
-            usage=usage,
-        )
+        said = completion(info, model=body.model, created=task.created, logprobs=bool(body.logprobs))
         return Answer(said, headers=headers)
-
-    async def _stream(
-        self, call: Call, body: ChatCompletionRequest, task_id: str, created: int, headers: dict[str, str]
-    ) -> Answer:
-        services, caller = self.services, call.caller
-        items = await services.streams.open(
-            task_id,
-            owner=caller.owner,
-            after=None,
-            heartbeat_ms=self.context.settings.streams.heartbeat_ms,
-            progress=True,
-        )
-        services.readers.attach(task_id)
-
-        def closed(gone: bool) -> None:
-            services.readers.detach(task_id, caller, gone=gone)
-
-        options = body.stream_options
-        renderer = ChatRenderer(
-            completion_id=f"chatcmpl-{task_id}",
-            model=body.model,
-            created=created,
-            include_usage=options is not None and options.include_usage,
-            correlation=call.correlation,
-            failure=failure_of_event,
-        )
-        return Answer(
-            headers={**headers, **STREAM_HEADERS}, media_type=EVENT_STREAM, stream=StreamPlan(items, renderer, closed)
-        )
-
-
-def failure_of_info(info: TaskInfo) -> OrchError:
-    """The error behind a failed task."""
-    problem = info.error
-    if problem is None:
-        return InternalError("the task failed without a reason")
-    return TaskFailedError(problem.code, problem.message, retriable=problem.retriable, task_id=info.task_id)
-
-
-def failure_of_event(event: TaskEnded) -> OrchError:
-    """The error behind a failed end."""
-    return TaskFailedError(event.code, event.message, retriable=event.retriable, task_id=event.task_id)

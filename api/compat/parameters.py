@@ -5,7 +5,7 @@ What would change an answer's meaning is refused by name where the request is re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -31,11 +31,17 @@ def fields_of(kind: Any) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
-def ignored_parameters(raw: bytes, known: Collection[str], inside: Iterable[str] = ()) -> list[str]:
+def ignored_parameters(
+    raw: bytes,
+    known: Collection[str],
+    inside: Iterable[str] = (),
+    within: Mapping[str, Collection[str]] | None = None,
+) -> list[str]:
     """Parameters of a body that are not served, in its order; ``null`` asks for nothing, unprintable names are left out.
 
     :param known: names that are served.
     :param inside: what was found in its depth, such as ``messages.audio``.
+    :param within: names that are served of parameters that are objects, such as ``stream_options``.
     :raises InvalidParamsError: a name is no text, which nobody saw while it was skipped.
     """
     try:
@@ -43,6 +49,9 @@ def ignored_parameters(raw: bytes, known: Collection[str], inside: Iterable[str]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise not_json(raw, error) from None
     found = [name for name, value in names.items() if name not in known and bytes(value) != b"null"]
+    for outer, served in (within or {}).items():
+        if outer in names and bytes(names[outer]) != b"null":
+            found += [f"{outer}.{name}" for name in _keys(names[outer]) if name not in served]
     return [name for name in dict.fromkeys((*found, *inside)) if name.isascii() and name.isprintable()][:_MOST]
 
 

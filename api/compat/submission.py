@@ -35,7 +35,7 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except OrchError as error:
-        if error.field in names:
+        if error.field is not None and error.field in names:
             error.field = names[error.field]
         raise
 

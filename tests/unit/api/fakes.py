@@ -60,6 +60,12 @@ class FakeJournal:
         self.committed_frame = 0
         self.store = EmptyStore()
 
+    def now_ns(self) -> int:
+        return 1_700_000_000_000_000_000
+
+    def task(self, task_id: str) -> None:
+        """No task is in memory."""
+
     def on_committed(self, observer: Callable[[Any], None]) -> None:
         self.observers.append(observer)
 
@@ -99,6 +105,7 @@ class FakeServices:
             priority="interactive",
             text="hello",
             finish_reason="stop",
+            created_ms=1_700_000_000_000,
             usage=Usage(3, 1, 2, 5),
         )
         self.open = 0
@@ -119,7 +126,7 @@ class FakeServices:
         if task_id != TASK:
             raise NotFoundError(f"there is no task {task_id}", field="task_id", got=task_id)
 
-    async def get(self, task_id: str, caller: Caller) -> TaskInfo:
+    async def get(self, task_id: str, caller: Caller, *, text: bool = True) -> TaskInfo:
         self._ask("get", task_id)
         self.known(task_id)
         return self.info

@@ -128,6 +128,15 @@ def test_a_body_without_length_is_cut_off_at_the_limit(ask: Ask, services: FakeS
     assert problem_of(answer)["limit_bytes"] == 4096
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def _with_tools(tools: list[Any], choice: Any = None) -> dict[str, Any]:
+    message = {"role": "user", "content": "x"}
+    return {"model_ref": "m", "workload": "chat", "messages": [message], "tools": tools, "tool_choice": choice}
+
+
 TASK_BODIES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "model_ref", "missing"),
     ({"model_ref": 1}, "model_ref", "expected a text"),
@@ -140,8 +149,16 @@ TASK_BODIES: list[tuple[dict[str, Any], str, str]] = [
     ({"model_ref": "m", "prompt": "x", "inputs": ["x"]}, "inputs", "prompt alone"),
     ({"model_ref": "m", "workload": "chat", "prompt": "x"}, "messages", "missing"),
     ({"model_ref": "m", "workload": "chat", "messages": []}, "messages", "length >= 1"),
-    ({"model_ref": "m", "workload": "embedding", "inputs": ["x"]}, "workload", "not served"),
-    ({"model_ref": "m", "workload": "rerank", "inputs": ["x"]}, "workload", "not served"),
+    ({"model_ref": "m", "workload": "embedding", "prompt": "x"}, "inputs", "not prompt"),
+    ({"model_ref": "m", "workload": "embedding", "inputs": []}, "inputs", "length >= 1"),
+    ({"model_ref": "m", "workload": "embedding", "inputs": ["x"], "n": 2}, "n", "does not take it"),
+    ({"model_ref": "m", "workload": "rerank", "inputs": ["x"]}, "query", "missing"),
+    ({"model_ref": "m", "prompt": "x", "prompt_ids": [1]}, "prompt_ids", "prompt alone"),
+    ({"model_ref": "m", "prompt_ids": [-1]}, "prompt_ids.0", ">= 0"),
+    ({"model_ref": "m", "prompt": "x", "query": "y"}, "query", "does not take it"),
+    ({"model_ref": "m", "prompt": "x", "tools": [{}]}, "tools", "does not take it"),
+    ({"model_ref": "m", "prompt": "x", "logit_bias": {"hi": 1}}, "logit_bias", "token ids"),
+    ({"model_ref": "m", "prompt": "x", "n": 17}, "n", "<= 16"),
     ({"model_ref": "m", "workload": "chatt", "prompt": "x"}, "workload", "did you mean 'chat'"),
     ({"model_ref": "m", "prompt": "x", "priority": "high"}, "priority", "one of batch, interactive"),
     ({"model_ref": "m", "prompt": "x", "temperature": "hot"}, "temperature", "a number"),
@@ -165,8 +182,42 @@ TASK_BODIES: list[tuple[dict[str, Any], str, str]] = [
     ({"model_ref": "m", "workload": "chat", "messages": [{"role": "user"}]}, "messages.0.content", "missing"),
     (
         {"model_ref": "m", "workload": "chat", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages.0.content.0.image_url",
+        "data: URL",
+    ),
+    (
+        {"model_ref": "m", "workload": "chat", "messages": [{"role": "user", "content": [{"text": "x"}]}]},
         "messages.0.content.0.type",
-        "only text parts",
+        "missing",
+    ),
+    (
+        {"model_ref": "m", "workload": "chat", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages.0.content.0.text",
+        "missing",
+    ),
+    (_with_tools([{"type": "custom"}]), "tools.0.type", "only functions"),
+    (_with_tools([{"type": "function", "function": {"name": ""}}]), "tools.0.function.name", "1 to 256"),
+    (
+        _with_tools([{"type": "function", "function": {"name": "f", "parameters": []}}]),
+        "tools.0.function.parameters",
+        "JSON schema",
+    ),
+    (_with_tools([], "required"), "tool_choice", "no tools"),
+    (_with_tools([TOOL], "some"), "tool_choice", "'some'"),
+    (_with_tools([TOOL], {"type": "function", "function": {"name": "g"}}), "tool_choice", "'g'"),
+    (
+        {
+            "model_ref": "m",
+            "workload": "chat",
+            "messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}],
+        },
+        "messages.0.tool_calls",
+        "only an assistant",
+    ),
+    (
+        {"model_ref": "m", "workload": "chat", "messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "messages.0.tool_calls.0",
+        "a function's name",
     ),
 ]
 

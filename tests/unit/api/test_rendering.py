@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_orch.api.render import openai_chat, sse
+from llama_orch.api.render import sse
 from llama_orch.api.render.sse import SseRenderer
 from llama_orch.core.entries import batch_of
-from llama_orch.core.errors import InternalError, JournalUnavailableError
+from llama_orch.core.errors import JournalUnavailableError
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.journal.live import Segment
 from llama_orch.core.services.streams import Ended, Heartbeat, Metered, Queued, Started
@@ -157,56 +157,6 @@ def test_waiting_and_silence_are_comments_that_no_parser_sees() -> None:
 def test_waiting_is_an_event_without_id_for_who_asks_for_it() -> None:
     raw, _ = SseRenderer(events_while_queued=True).render([Queued(3, 1200)])
     assert events_of(raw) == [{"event": "queued", "data": '{"queue_position":3,"predicted_start_ms":1200}'}]
-
-
-def chat(*, include_usage: bool = False) -> openai_chat.ChatRenderer:
-    return openai_chat.ChatRenderer(
-        completion_id="c",
-        model='m"odel',
-        created=5,
-        include_usage=include_usage,
-        correlation="x",
-        failure=lambda event: InternalError(event.message),
-    )
-
-
-@given(st.lists(plain_entries, min_size=1, max_size=4), st.booleans())
-def test_chat_chunks_join_to_the_text(parts: list[list[Entry]], include_usage: bool) -> None:
-    items: list[Any] = [Started(1, STARTED)]
-    items += [Segment(1, 0, 1, batch_of(part), {}) for part in parts]
-    items.append(Ended(1, 9, ended(finish_reason="length")))
-    renderer = chat(include_usage=include_usage)
-    raw = b"".join(renderer.render([item])[0] for item in items)
-    data = [f["data"] for f in events_of(raw)]
-    assert data.pop() == "[DONE]"
-    chunks = [json.loads(d) for d in data]
-    said = "".join(e.text for part in parts for e in part)
-    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]) == said
-    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    reasons = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]]
-    assert reasons == [None] * (len(reasons) - 1) + ["length"]
-    assert {(c["id"], c["model"], c["created"], c["object"]) for c in chunks} == {
-        ("c", 'm"odel', 5, "chat.completion.chunk")
-    }
-    assert [bool(c.get("usage")) for c in chunks] == [False] * (len(chunks) - 1) + [include_usage]
-    assert all(("usage" in c) == include_usage for c in chunks)
-
-
-def test_chat_leaves_out_what_is_not_said_in_the_answer_itself() -> None:
-    said = batch_of([Entry(text="hm", channel="reasoning"), Entry(text=""), Entry(text="yes")])
-    renderer = chat()
-    renderer.render([Started(1, STARTED)])
-    raw, _ = renderer.render([Segment(1, 0, 1, said, {})])
-    assert [json.loads(f["data"])["choices"][0]["delta"]["content"] for f in events_of(raw)] == ["yes"]
-
-
-def test_a_failed_chat_says_its_error_and_nothing_after_it() -> None:
-    failed = ended(outcome="failed", finish_reason="error", code="WORKER_RESET", message="gone")
-    raw, last = chat().render([Ended(1, 2, failed)])
-    frames = events_of(raw)
-    assert last
-    assert len(frames) == 1
-    assert json.loads(frames[0]["data"])["error"]["message"] == "gone"
 
 
 def test_metrics_have_no_id_and_change_nothing_around_them() -> None:

@@ -242,6 +242,7 @@ def test_a_completion_is_the_task_in_openais_words(ask: Ask, services: FakeServi
             "completion_tokens": 2,
             "total_tokens": 5,
             "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 
@@ -256,7 +257,8 @@ def test_a_completion_is_the_task_in_openais_words(ask: Ask, services: FakeServi
         ({"max_tokens": 5}, {"max_tokens": 5}),
         ({"max_tokens": 5, "max_completion_tokens": 7}, {"max_tokens": 7}),
         ({"seed": 3}, {"seed": 3}),
-        ({"seed": -1}, {"seed": 0}),
+        ({"seed": -1}, {"seed": None}),
+        ({"seed": 2**32 - 1}, {"seed": 0}),
         ({"seed": 2**40 + 5}, {"seed": 5}),
         ({"priority": 1}, {"priority": "batch"}),
         ({"priority": 0}, {"priority": "interactive"}),
