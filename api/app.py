@@ -72,10 +72,13 @@ def create_app(
         resp.status = error.status
         for name, value in headers_of(error).items():
             resp.set_header(name, value)
+        shape = shapes.get(req.uri_template or "", "native")
+        if shape == "anthropic":
+            resp.set_header("request-id", correlation)
         if req.method == "HEAD":
             return
         resp.content_type = "application/json"
-        resp.data = body_of(error, shapes.get(req.uri_template or "", "native"), correlation)
+        resp.data = body_of(error, shape, correlation)
 
     async def known(req: Request, resp: Response, error: OrchError, params: dict[str, Any]) -> None:
         error = told(error)

@@ -55,6 +55,27 @@ _OPENAI_ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "description": "An error in the shape that Anthropic's clients expect.",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message", "code", "retriable", "remedy"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "code": {"type": "string"},
+                "retriable": {"type": "boolean"},
+                "remedy": {"type": "string"},
+            },
+        },
+        "request_id": {"type": "string"},
+    },
+}
+_ERROR_OF_SHAPE = {"native": "Error", "openai": "OpenAIError", "anthropic": "AnthropicError"}
 _RETRY_HEADERS = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}},
     "X-Backoff-Ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
@@ -80,7 +101,7 @@ def document(version: str) -> dict[str, Any]:
     by_type = dict(zip(types, schemas, strict=True))
     structs = _structs(types)
     components = {name: _described(_clean(schema), structs.get(name)) for name, schema in components.items()}
-    components |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
+    components |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR, "AnthropicError": _ANTHROPIC_ERROR}
     paths: dict[str, Any] = {}
     for kind, method, op in found:
         paths.setdefault(kind.path, {})[method] = _operation(kind, method, op, by_type)
@@ -229,7 +250,7 @@ def _errors(kind: type[Resource], op: Operation) -> dict[str, Any]:
     by_status: dict[int, list[type[OrchError]]] = {}
     for error in wanted:
         by_status.setdefault(error.status, []).append(error)
-    name = "OpenAIError" if kind.shape == "openai" else "Error"
+    name = _ERROR_OF_SHAPE[kind.shape]
     out: dict[str, Any] = {}
     for status, errors in sorted(by_status.items()):
         codes = ", ".join(sorted({e.code for e in errors}))

@@ -37,7 +37,7 @@ from .streaming import StreamPlan
 
 C = TypeVar("C", bound=type)
 Responder = Callable[..., Awaitable[Any]]
-ErrorShape = Literal["native", "openai"]
+ErrorShape = Literal["native", "openai", "anthropic"]
 
 JSON = "application/json"
 _encode = msgspec.json.Encoder().encode

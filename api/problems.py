@@ -1,4 +1,4 @@
-"""Errors as answers: body, status and headers, in our shape and in OpenAI's (ADM-4, ADM-8)."""
+"""Errors as answers: body, status and headers, in our shape, in OpenAI's and in Anthropic's (ADM-4, ADM-8)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ _OPENAI_TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
 
 
 def error_types(root: type[OrchError] = OrchError) -> list[type[OrchError]]:
@@ -59,12 +71,15 @@ def told(error: OrchError) -> OrchError:
 
 
 def headers_of(error: OrchError) -> dict[str, str]:
-    """Headers that go with an error: how long to wait, for those who may come again."""
+    """Headers that go with an error: how long to wait, for those who may come again, and for others that it is no use.
+
+    Both official clients send a request again after 409 and any 5xx, unless they are told not to.
+    """
     wait_ms = error.retry_after_ms
     if wait_ms is None and error.status in (429, 503):
         wait_ms = 1000
     if wait_ms is None or error.status not in (429, 503):
-        return {}
+        return {"x-should-retry": "false"} if not error.retriable and error.status >= 409 else {}
     return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000))), "X-Backoff-Ms": str(wait_ms)}
 
 
@@ -93,10 +108,21 @@ def openai_body(error: OrchError, correlation: str) -> dict[str, Any]:
     }
 
 
+def anthropic_body(error: OrchError, correlation: str) -> dict[str, Any]:
+    """The error as Anthropic's clients expect it; what else there is to say stands beside its type and message."""
+    body = native_body(error, correlation)
+    field = body.get("field")
+    if field is not None:
+        body["field"] = _OPENAI_PARAMS.get(field, field)
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, **body}, "request_id": correlation}
+
+
 def body_of(error: OrchError, shape: str, correlation: str) -> bytes:
     """The error's body in the shape of its route."""
-    body = openai_body(error, correlation) if shape == "openai" else native_body(error, correlation)
-    return _encode(body)
+    if shape == "openai":
+        return _encode(openai_body(error, correlation))
+    return _encode(anthropic_body(error, correlation) if shape == "anthropic" else native_body(error, correlation))
 
 
 def internal(correlation: str) -> InternalError:

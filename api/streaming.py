@@ -39,6 +39,8 @@ class StreamPlan(msgspec.Struct, frozen=True):
     renderer: Renderer
     #: called once, with whether the reader left before the end
     closed: Callable[[bool], None]
+    #: written at once, before anything of the task is there
+    opening: bytes = b""
 
 
 def _direct(
@@ -67,6 +69,8 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
     try:
         connection.begin()
         connection.on_lost(task.cancel)
+        if plan.opening:
+            await write(plan.opening)
         if isinstance(plan.items, LiveItems):
             plan.items.fast = _direct(render, connection)
         async for items in plan.items:
