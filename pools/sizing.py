@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from ..core.events.pool import PoolSized
 from ..core.gguf import GgufError, read_model
 from ..core.scheduling.memory import MemoryNeed, NeedOptions, need, shape_of_gguf
 from ..core.scheduling.model_shape import ModelShape
+from ..core.scheduling.tensor_split import tensor_shares
 from .preparing import Order
 
 #: as llama.cpp's launcher takes them where the settings say nothing
@@ -77,9 +79,8 @@ def size_of(order: Order, shape: ModelShape, *, digest: str = "", gpu_bytes: Map
     )
     if len(gpus) > 1:
         totals = gpu_bytes or {}
-        shares = list(settings.tensor_split) or [totals.get(gpu, 0) >> 20 for gpu in gpus]
-        if len(shares) == len(gpus) and all(shares):
-            options["tensor_split"] = shares
+        with contextlib.suppress(ValueError):  # the launcher refuses such a split, and says why
+            options["tensor_split"] = tensor_shares([totals.get(gpu, 0) for gpu in gpus], settings.tensor_split)
         needed = need(shape, ctx=ctx, devices=len(gpus), **options)
     return Size(event=event, predicted_bytes=_per_device(needed, gpus))
 

@@ -10,6 +10,7 @@ from ..projections.head import Head
 from ..projections.pools import PoolState
 from ..scheduling.ledger import gib
 from ..scheduling.swap_types import DeviceMemory
+from ..scheduling.tensor_split import tensor_shares
 from ..settings import PoolSettings, Settings
 
 _MIB: Final = 1024 * 1024
@@ -86,15 +87,18 @@ def whole_of(pool: PoolState, settings: PoolSettings) -> int:
 def split_of(head: Head, pool: PoolState, settings: PoolSettings) -> tuple[int, ...]:
     """Bytes on each device of its mask when a pool is spread over all of them; () = it cannot be told.
 
-    Weights and KV cache are shared out by ``tensor_split``, or by the devices' memory; what computing needs is needed
-    on each.
+    Weights and KV cache are shared out as its engine is told to (:func:`~..scheduling.tensor_split.tensor_shares`); what
+    computing needs is needed on each.
     """
     mask, sized = mask_of(head, pool), pool.sized
     totals = {gpu.uuid: gpu.total_mib for gpu in _gpus(head, pool.declared.host)}
     if sized is None or any(device not in totals for device in mask):
         return ()
-    shares = settings.tensor_split or [totals[device] for device in mask]
-    if len(shares) != len(mask) or not sum(shares):
+    if not all(totals[device] for device in mask):
+        return ()
+    try:
+        shares = tensor_shares([totals[device] * _MIB for device in mask], settings.tensor_split)
+    except ValueError:
         return ()
     shared, each = sized.weights_bytes + sized.kv_bytes, sized.compute_bytes + sized.overhead_bytes
     return tuple(_corrected(-(-shared * share // sum(shares)) + each, pool, settings) for share in shares)

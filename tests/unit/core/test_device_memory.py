@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from llama_orch.core.events.gpu import GpuObserved, GpuRecord
-from llama_orch.core.events.pool import PoolDeclared
+from llama_orch.core.events.pool import PoolDeclared, PoolSized
 from llama_orch.core.projections.head import Head
 from llama_orch.core.projections.pools import PoolState
 from llama_orch.core.scheduling.swap_types import DeviceMemory
-from llama_orch.core.services.device_memory import NO_GPU, devices_of, mask_of
-from llama_orch.core.settings import Settings, SwapSettings
+from llama_orch.core.services.device_memory import NO_GPU, devices_of, mask_of, split_of
+from llama_orch.core.settings import PoolSettings, Settings, SwapSettings
 
 MIB = 1_048_576
 SETTINGS = Settings(swap=SwapSettings(gpu_reserve_mib=100))
@@ -75,3 +75,33 @@ def test_cards_are_named_by_uuid_index_or_name() -> None:
     head = head_of(card(0), card(1))
     assert mask_of(head, pool_on("1, card 0, GPU-9, nothing")) == ("GPU-1", "GPU-0", "GPU-9", NO_GPU)
     assert mask_of(head, pool_on("cpu")) == ("cpu",)
+
+
+@pytest.mark.parametrize(
+    "wanted, parts",
+    [
+        ([], (2, 1)),
+        ([3, 1], (3, 1)),
+        # The smaller card never gets more than its part of the memory of both.
+        ([1, 1], (2, 1)),
+        ([0, 1], (2, 1)),
+    ],
+)
+def test_a_spread_pool_is_planned_with_the_shares_that_its_engine_is_told(
+    wanted: list[int], parts: tuple[int, int]
+) -> None:
+    head = head_of(card(0), card(1, total_mib=12_000))
+    pool = pool_on("auto")
+    pool.sized = PoolSized(
+        pool_id="p", weights_bytes=10_000 * MIB, kv_bytes=2_000 * MIB, compute_bytes=50 * MIB, overhead_bytes=5 * MIB
+    )
+    shared = tuple(12_000 * MIB * part // sum(parts) + 55 * MIB for part in parts)
+    assert split_of(head, pool, PoolSettings(id="p", tensor_split=wanted)) == shared
+
+
+def test_what_cannot_be_shared_out_is_not_guessed() -> None:
+    pool = pool_on("auto")
+    pool.sized = PoolSized(pool_id="p", weights_bytes=MIB, kv_bytes=MIB, compute_bytes=0, overhead_bytes=0)
+    two = head_of(card(0), card(1))
+    assert split_of(two, pool, PoolSettings(id="p", tensor_split=[1, 1, 1])) == ()
+    assert split_of(head_of(card(0), card(1, total_mib=0)), pool, PoolSettings(id="p")) == ()
