@@ -16,7 +16,7 @@ from .exits import CliError
 from .shell import Shell
 
 if TYPE_CHECKING:
-    from .sse import Frame
+    from ..client.sse import Frame
 
 _PROGRESS_EVERY_S = 0.1
 

@@ -24,7 +24,7 @@ def pauses():
 
 @pytest.fixture
 def client(server, pauses):
-    return Client(server.url, pause=pauses.append)
+    return Client(server.url, pause=pauses.append, rand=lambda: 1.0)
 
 
 def closed_port() -> str:
@@ -111,11 +111,11 @@ def test_an_error_of_the_transport_does_not_end_the_task(server, client, frame):
         "GET",
         STREAM,
         answer(
-            chunks=[frame("token", {"t": "a"}, "1.1"), frame("error", {"code": "JOURNAL_UNAVAILABLE", "message": "x"})]
+            chunks=[frame("started", {}, "1.0"), frame("error", {"code": "JOURNAL_UNAVAILABLE", "message": "x"})]
         ),
-        answer(chunks=[frame("end", {}, "1.2")]),
+        answer(chunks=[frame("end", {}, "1.1")]),
     )
-    assert [event for event, _, _ in events(client.stream("t"))] == ["token", "reconnected", "end"]
+    assert [event for event, _, _ in events(client.stream("t"))] == ["started", "reconnected", "end"]
 
 
 def test_an_error_of_the_task_ends_the_stream(server, client, frame):

@@ -117,7 +117,8 @@ def test_run_with_a_system_message_and_all_parameters(run, haiku, fixed_id):
 
 def test_run_of_a_task_that_fails_says_why(run, haiku, fixed_id, frame):
     error = {"code": "WORKER_RESET", "message": "the engine died", "retriable": True}
-    haiku.on("GET", STREAM, answer(chunks=[frame("token", {"t": "ra", "i": 0}, "1.1"), frame("error", error, "1.2")]))
+    chunks = [frame("started", {}, "1.0"), frame("token", {"t": "ra", "i": 0}, "1.1"), frame("error", error, "1.2")]
+    haiku.on("GET", STREAM, answer(chunks=chunks))
     done = run("run", "hi")
     assert (done.status, done.out) == (exits.TASK_FAILED, "ra\n")
     assert done.err == "llama-orch: the task failed: the engine died\n  It may work when tried again.\n"

@@ -38,7 +38,8 @@ def shell():
 
 @pytest.fixture
 def ready(server):
-    server.on("GET", "/readyz", SimpleNamespace(status=200, body={}, chunks=None))
+    for path in ("/readyz", "/one/readyz", "/two/readyz"):
+        server.on("GET", path, SimpleNamespace(status=200, body={}, chunks=None))
     return server
 
 

@@ -11,7 +11,7 @@ from llama_orch.cli import exits
 from llama_orch.cli.exits import CliError
 from llama_orch.cli.following import Follower
 from llama_orch.cli.shell import Shell
-from llama_orch.cli.sse import Frame
+from llama_orch.client import Frame
 
 
 class Terminal(io.StringIO):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_orch.cli.sse import Frame, frames
+from llama_orch.client import sse
+from llama_orch.client.sse import Frame, FrameReader
+
+
+def frames(chunks):
+    reader = FrameReader()
+    for chunk in chunks:
+        yield from reader.feed(chunk)
 
 
 def test_frames_comments_and_unknown_fields():
@@ -31,3 +39,11 @@ def test_frames_are_the_same_however_the_bytes_are_cut(events, end, data):
 def test_any_bytes_are_read_without_an_error(chunks):
     for frame in frames(chunks):
         assert frame.event
+
+
+def test_a_line_without_an_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(sse, "LARGEST_LINE_BYTES", 10)
+    reader = FrameReader()
+    assert reader.feed(b"data: 1234") == []
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        reader.feed(b"5")
