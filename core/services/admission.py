@@ -91,6 +91,12 @@ def _named(affinity: str) -> list[str]:
     return [hashlib.sha256(affinity.encode()).hexdigest()[:16]] if affinity else []
 
 
+def _inputs_tokens(request: TaskRequest) -> int:
+    """Tokens of all inputs together, upper bound: a token is at least one byte, and each is read with the query."""
+    beside = 64 + len((request.query or "").encode())
+    return sum(beside + len(text.encode()) for text in request.inputs or ())
+
+
 class AdmissionService:
     """Accepts or refuses tasks."""
 
@@ -108,11 +114,13 @@ class AdmissionService:
         estimator: Estimator | None = None,
         loadable: Callable[[PoolState], bool] = lambda _pool: False,
         trouble: Callable[[Sequence[PoolState], int], OrchError | None] = trouble_of_group,
+        prompt_room: Callable[[TaskRequest, Caller, int], int | None] = lambda _request, _caller, _now_ns: None,
     ) -> None:
         self._journal = journal
         self._estimator = estimator or Estimator()
         self._loadable = loadable
         self._trouble = trouble
+        self._prompt_room = prompt_room
         self._dispatcher = dispatcher
         self._bodies = bodies
         self._engines = engines
@@ -238,7 +246,8 @@ class AdmissionService:
             raise trouble
         require_able(pools, needs, request.model_ref)
         self._check_determinism(request, pools)
-        prompt_tokens, exact = await self._check_context(request, pools)
+        room = self._prompt_room(request, caller, self._journal.now_ns())
+        prompt_tokens, exact = await self._check_context(request, pools, room)
         self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
         self._journal.require_ok()
         body_id, rows = await self._bodies.add(caller.owner, body_of(request, asked.shown), self._journal.require_ok)
@@ -302,6 +311,7 @@ class AdmissionService:
             ctx=request.ctx or 0,
             prompt_tokens=prompt_tokens,
             prompt_tokens_exact=exact,
+            inputs_tokens=_inputs_tokens(request),
             expected_tokens=request.expected_tokens or 0,
             deadline_ns=deadline_ns,
             cancel_on_disconnect=cancels,
@@ -418,11 +428,15 @@ class AdmissionService:
             got = getattr(request.placement or request, wish.rpartition(".")[2], None)
             raise InvalidParamsError(msg, field=wish, got=got)
 
-    async def _check_context(self, request: TaskRequest, pools: list[PoolState]) -> tuple[int, bool]:
+    async def _check_context(
+        self, request: TaskRequest, pools: list[PoolState], room: int | None = None
+    ) -> tuple[int, bool]:
         """Tokens of the prompt, and whether the number is exact.
 
         A token is at least one byte, so a prompt with fewer bytes than the context surely fits and needs no
         tokenizer. ``max_tokens`` alone never refuses a task: an engine stops at the end of its context.
+
+        :param room: tokens that the caller's budgets have left for it, if they bound it: what may be more is counted.
         """
         size = 64
         if request.prompt is not None:
@@ -439,7 +453,7 @@ class AdmissionService:
         if request.ctx is not None and largest and request.ctx > largest:
             msg = f"ctx {request.ctx} was asked for, the largest context of {request.model_ref!r} has {largest} tokens"
             raise ContextExceededError(msg, field="ctx", got=request.ctx, n_ctx=largest)
-        if request.prompt_ids is None and (not largest or size <= largest):
+        if request.prompt_ids is None and (not largest or size <= largest) and (room is None or size <= room):
             return size, False
         counted: int | None
         if request.prompt_ids is not None:

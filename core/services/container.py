@@ -15,6 +15,7 @@ from ..scheduling.swaps import plan_swaps
 from ..settings import Settings
 from .admission import AdmissionService
 from .bodies import Bodies
+from .budgets import BudgetService
 from .cancel import CancelService
 from .capabilities import Capabilities
 from .dispatch import Dispatcher
@@ -49,6 +50,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     journal: Journal
     admission: AdmissionService
+    budgets: BudgetService
     cancel: CancelService
     streams: Streams
     tasks: TaskQueries
@@ -139,6 +141,8 @@ def build_services(
     pools = PoolService(journal, dispatcher)
     tokens = Tokens(journal, engines)
 
+    budgets = BudgetService(journal, settings, prices)
+
     def on_time(state: TaskState, now_ns: int) -> int | None:
         return estimator.on_time_permille(journal.head, state, now_ns)
 
@@ -151,13 +155,15 @@ def build_services(
             engines,
             settings,
             tokens,
-            [SessionTurns(journal, settings)],
+            [budgets, SessionTurns(journal, settings)],
             new_id,
             new_seed,
             estimator,
             loading.loadable,
             unserved.trouble,
+            budgets.prompt_room,
         ),
+        budgets=budgets,
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
         tasks=TaskQueries(journal, texts, bodies, estimator),

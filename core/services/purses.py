@@ -74,7 +74,7 @@ def exhausted_account(account: Account, words: str, now_ns: int) -> BudgetExhaus
     declared = account.declared
     window = {"day": "'s day", "month": "'s month"}.get(declared.window, "")
     of = f"the {declared.scope}{window}" if declared.scope == "session" else f"this key{window}"
-    reserved = " (a part of it is reserved by running tasks)" if account.holders else ""
+    reserved = " (a part of it is reserved by running tasks)" if account.holders > 1 else ""
     error = BudgetExhaustedError(
         f"the budget of {of} has not enough {words} left{reserved}", scope=declared.scope, window=declared.window
     )
@@ -103,7 +103,7 @@ class Purses:
         left = room_of(accounts, now_ns, 1).left
         speaks = 1 if generates(state) else 0
         prompt = admitted.inputs_tokens or admitted.prompt_tokens
-        if not admitted.prompt_tokens_exact:
+        if not admitted.prompt_tokens_exact or admitted.inputs_tokens:
             # It is an upper bound: whether there is enough is seen when the engine has counted.
             most = left.tokens - speaks
             if prices.input_pico:
