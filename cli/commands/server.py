@@ -220,9 +220,13 @@ def _env_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command("env", "print the exports that point OpenAI clients at the server", arguments=_env_arguments, needs="server")
+@command(
+    "env", "print the exports that point clients of OpenAI's and Anthropic's APIs at the server",
+    arguments=_env_arguments, needs="server",
+)  # fmt: skip
 def env(options: argparse.Namespace, shell: Shell) -> int:
-    """Any OpenAI client that reads its environment then talks to the server.
+    """Any OpenAI or Anthropic client that reads its environment then talks to the server, and so does the Python SDK.
+    The key is that of LLORCH_API_TOKEN; a server without keys takes any.
 
     Use it as: eval "$(llama-orch env)"
     """
@@ -250,5 +254,11 @@ def env(options: argparse.Namespace, shell: Shell) -> int:
 
 
 def client_variables(url: str, token: str) -> dict[str, str]:
-    """The environment that clients read. OpenAI's insist on a key; on loopback any will do."""
-    return {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": token, "LLORCH_URL": url}
+    """The environment that clients read. They insist on a key; where the server has none any will do."""
+    return {
+        "OPENAI_BASE_URL": f"{url}/v1",
+        "OPENAI_API_KEY": token,
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": token,
+        "LLORCH_URL": url,
+    }

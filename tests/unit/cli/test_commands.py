@@ -380,6 +380,8 @@ def test_env_prints_exports_for_the_shell(run, server, call):
     assert run("env").out.splitlines() == [
         f"export OPENAI_BASE_URL={server.url}/v1",
         "export OPENAI_API_KEY=local",
+        f"export ANTHROPIC_BASE_URL={server.url}",
+        "export ANTHROPIC_API_KEY=local",
         f"export LLORCH_URL={server.url}",
     ]
     assert run("env", "--shell", "fish").out.startswith(f"set -gx OPENAI_BASE_URL {server.url}/v1")
