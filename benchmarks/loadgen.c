@@ -5,7 +5,7 @@
  *
  * C clients, each on one kept-alive connection, send R requests in all. Every answer must hold the stamps
  * 0..N-1 (stamp.h) in order, whatever surrounds them. `tasks` submits with POST /v1/tasks and then reads
- * GET /v1/tasks/{id}/stream on the same connection. Prints one JSON object.
+ * GET /v1/tasks/{id}/stream on the same connection. Prints one JSON object. LOADGEN_BEARER is the key that it sends.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -103,6 +103,13 @@ static void print_samples(const char *name, struct samples *s)
 
 /* ---- one request ---- */
 
+/* A key that the server knows stands in the environment: arguments are seen by everybody. */
+static const char *bearer(void)
+{
+    const char *key = getenv("LOADGEN_BEARER");
+    return key && *key ? key : "bench";
+}
+
 static void make_request(void)
 {
     char knobs[256];
@@ -116,8 +123,8 @@ static void make_request(void)
     else buffer_printf(&body, "\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],", knobs);
     buffer_printf(&body, "\"max_tokens\":%u}", plan.tokens);
     buffer_printf(&request, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                            "Authorization: Bearer bench\r\nAccept: %s\r\nContent-Length: %zu\r\n\r\n%s",
-                  path, plan.port, plan.whole || plan.api == TASKS ? "application/json" : "text/event-stream",
+                            "Authorization: Bearer %s\r\nAccept: %s\r\nContent-Length: %zu\r\n\r\n%s",
+                  path, plan.port, bearer(), plan.whole || plan.api == TASKS ? "application/json" : "text/event-stream",
                   body.count, body.bytes);
     buffer_free(&body);
 }
@@ -233,8 +240,8 @@ static void read_task(struct client *c)
     id += strlen(key);
     id += strspn(id, " \"");
     int count = snprintf(head, sizeof head, "GET /v1/tasks/%.*s/stream HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-                                            "Authorization: Bearer bench\r\nAccept: text/event-stream\r\n\r\n",
-                         (int)strcspn(id, "\""), id, plan.port);
+                                            "Authorization: Bearer %s\r\nAccept: text/event-stream\r\n\r\n",
+                         (int)strcspn(id, "\""), id, plan.port, bearer());
     c->reading_task = true;
     expect_answer(c);
     if (send(c->fd, head, (size_t)count, MSG_NOSIGNAL) != count) finish_request(c, "lost connection");
