@@ -25,8 +25,7 @@ class ChatContract(Suite):
                 for limit in (1, 13):
                     end, sink = await self.said(it, self.chat_job(self.prompt(16), max_tokens=limit))
                     assert (end.finish_reason, end.tokens, sink.tokens) == ("length", limit, limit)
-                    assert sink.start is not None
-                    assert sink.start.prompt_tokens == end.prompt_tokens > 0
+                    self.check_prompt(sink, end)
 
         self.run(test())
 

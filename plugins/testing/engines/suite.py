@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 import pytest
@@ -61,6 +61,8 @@ class Suite:
     obeys_schema: ClassVar[bool] = True
     #: it says which slots are in use
     tells_slots: ClassVar[bool] = True
+    #: when it says how many tokens a prompt has
+    tells_prompt: ClassVar[Literal["start", "end", "never"]] = "start"
 
     def new_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that each test runs on; llama-orch itself uses uvloop's."""
@@ -113,13 +115,25 @@ class Suite:
 
     def embedding_job(self, inputs: Sequence[str], **changes: Any) -> GenerateJob:
         """Texts to embed."""
-        return self.job("", workload="embedding", inputs=tuple(inputs), **{"max_tokens": 0, "sampling": {}, **changes})
+        changes = {"workload": "embedding", "max_tokens": 0, "sampling": {}, **changes}
+        return self.job("", inputs=tuple(inputs), **changes)
 
     def rerank_job(self, query: str, inputs: Sequence[str], **changes: Any) -> GenerateJob:
         """Texts to rank."""
         return self.embedding_job(inputs, workload="rerank", query=query, **changes)
 
     # --- for the parts
+
+    def check_prompt(self, sink: Recorder, end: AttemptEnd) -> None:
+        """The prompt's tokens were told when the engine tells them, and the same each time."""
+        assert sink.start is not None
+        if self.tells_prompt == "start":
+            assert sink.start.prompt_tokens == end.prompt_tokens > 0
+        elif self.tells_prompt == "end":
+            assert sink.start.prompt_tokens in (0, end.prompt_tokens)
+            assert end.prompt_tokens > 0
+        else:
+            assert sink.start.prompt_tokens == end.prompt_tokens == 0
 
     @staticmethod
     async def claims(engine: Engine) -> frozenset[str]:
