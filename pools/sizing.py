@@ -12,9 +12,9 @@ import msgspec
 from ..core.devices import CPU
 from ..core.events.pool import PoolSized
 from ..core.gguf import GgufError, read_model
-from ..core.scheduling.memory import MemoryNeed, NeedOptions, need, shape_of_gguf
-from ..core.scheduling.model_shape import ModelShape
 from ..core.scheduling.tensor_split import tensor_shares
+from ..plugins.memory.model_shape import ModelShape
+from ..plugins.memory.need import MemoryNeed, NeedOptions, need, shape_of_gguf
 from .preparing import Order
 
 #: as llama.cpp's launcher takes them where the settings say nothing

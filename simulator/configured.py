@@ -12,8 +12,8 @@ import msgspec
 
 from ..core.devices import CPU
 from ..core.gguf import read_model
-from ..core.scheduling.memory import need, shape_of_gguf
 from ..core.settings import PoolSettings, SessionSettings, Settings
+from ..plugins.memory.need import need, shape_of_gguf
 from .rig import GIB, ModelledDevice, ModelledPool, Rig
 from .trace import TraceError, TraceTask
 

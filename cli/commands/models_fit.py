@@ -14,7 +14,7 @@ from ..model_views import bytes_of, size
 from ..shell import Shell
 
 if TYPE_CHECKING:
-    from ...core.scheduling.memory import ModelShape
+    from ...plugins.memory.need import ModelShape
     from ...pools.models.fitting import Device, Fit
 
 

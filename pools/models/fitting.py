@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final, cast
 import msgspec
 
 from ...core.gguf import GgufError, GgufHead, parse_head, read_model
-from ...core.scheduling.memory import MemoryNeed, ModelShape, fit, need, need_vllm, shape_of_gguf, shape_of_hf
+from ...plugins.memory.need import MemoryNeed, ModelShape, fit, need, need_vllm, shape_of_gguf, shape_of_hf
 from .errors import BrokenOffError, StagingError
 from .metadata import LARGEST_JSON, parse_object, read_json
 from .transfer import RemoteFile, Source

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_orch.core.gguf import read_model
-from llama_orch.core.scheduling.memory import MemoryNeed, need, shape_of_gguf
+from llama_orch.plugins.memory.need import MemoryNeed, need, shape_of_gguf
 from llama_orch.pools.hosts import free_port
 
 from .shaped_gguf import FIRST_WORD, ModelPlan, write_shaped

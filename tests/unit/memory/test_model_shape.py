@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_orch.core.gguf import GgufError, parse_head, read_model
-from llama_orch.core.scheduling.memory import need, shape_of_gguf, shape_of_hf
+from llama_orch.plugins.memory.need import need, shape_of_gguf, shape_of_hf
 
 from ...engines.gguf_bytes import array, entry, file_of, scalar, string
 from ...engines.shaped_gguf import ModelPlan, write_shaped

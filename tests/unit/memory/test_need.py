@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llama_orch.core.scheduling.memory import ModelShape, fit, need, need_vllm
+from llama_orch.plugins.memory.need import ModelShape, fit, need, need_vllm
 
 MIB = 2**20
 GIB = 2**30

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.core.gguf import read_head
-from llama_orch.core.scheduling.memory import need, shape_of_gguf
+from llama_orch.plugins.memory.need import need, shape_of_gguf
 from llama_orch.pools.models.errors import StagingError
 from llama_orch.pools.models.fitting import Device, fits, remote_shape, shape_of
 from llama_orch.pools.models.references import parse

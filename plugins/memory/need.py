@@ -11,7 +11,7 @@ from typing import Final, TypedDict, Unpack
 
 import msgspec
 
-from ..ggml import row_bytes
+from ...core.ggml import row_bytes
 from .model_shape import ModelShape, shape_of_gguf, shape_of_hf
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ..ggml import TENSOR_TYPES
-from ..gguf import GgufError, GgufHead, TensorInfo
+from ...core.ggml import TENSOR_TYPES
+from ...core.gguf import GgufError, GgufHead, TensorInfo
 
 #: no model comes near; what a file says above it is a lie or damage
 _MAX_NUMBER: Final = 2**31 - 1
