@@ -66,16 +66,21 @@ class HttpClient:
     Args:
         url: ``http://host:port`` or ``https://…``, with an optional path prefix.
         headers: sent with every request.
+        ca_file: certificates that an https server's has to be signed by; "" = those that the system trusts.
+
+    Raises:
+        ValueError: the URL is none, or a header cannot be sent.
+        OSError: the file of certificates cannot be read.
     """
 
-    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, ca_file: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"url: {url!r} is no http:// or https:// address"
             raise ValueError(msg)
         self.host: str = parts.hostname
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._ssl = ssl.create_default_context(cafile=ca_file or None) if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/")
         extra = "".join(f"{_token(k)}: {_token(v)}\r\n" for k, v in (headers or {}).items())
         self._head = f" HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{extra}"
