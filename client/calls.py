@@ -38,7 +38,7 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    #: type of the JSON answer; ``None`` = there is none
+    #: type of the JSON answer; ``None`` = there is none, ``bytes`` = as it comes
     answer: Any = None
     query: Mapping[str, object] = field(default_factory=dict)
     body: bytes | None = None
@@ -65,10 +65,10 @@ class Call(Generic[T]):
         """What the answer says. :raises ApiError: it is an error. :raises LlamaOrchError: it is none of ours."""
         if status >= 400:
             raise api_error(status, raw, headers)
-        if self.answer is None or not raw:
+        if self.answer is bytes:
+            return raw  # type: ignore[return-value]
+        if self.answer is None:
             return None  # type: ignore[return-value]
-        if self.answer is str:
-            return raw.decode("utf-8", "replace")  # type: ignore[return-value]
         try:
             found: T = msgspec.json.decode(raw, type=self.answer)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -28,12 +28,12 @@ class Server:
 class Target:
     """The server as it is now: one that was found on this machine may have been started again elsewhere.
 
-    :param find: the server as it is found now.
+    :param find: looks for it again.
     """
 
-    def __init__(self, find: Callable[[], Server]) -> None:
+    def __init__(self, server: Server, find: Callable[[], Server]) -> None:
         self._find = find
-        self.server = find()
+        self.server = server
 
     def look_again(self) -> None:
         """Find it again, after it did not answer; while none is found the last one stays."""
@@ -57,14 +57,14 @@ def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | N
     named = url or given.get("LLORCH_URL")
     if named:
         server = Server(checked(named), key or NO_KEY)
-        return Target(lambda: server)
+        return Target(server, lambda: server)
     folder = data_directory(given)
 
     def find() -> Server:
         found = _read(folder / _FILE)
         return Server(checked(found["url"]), key or found.get("token") or NO_KEY)
 
-    return Target(find)
+    return Target(find(), find)
 
 
 def data_directory(environ: Mapping[str, str]) -> Path:
