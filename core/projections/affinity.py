@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from ..events.lease import LeaseGranted
+from ..events.session import SessionEvicted
 from .projection import Projection, Recorded, on
 
 #: keys that are remembered
@@ -75,6 +76,15 @@ class Affinity(Projection):
             self.by_key[key] = warm
         while len(self.by_key) > _BOUND:
             del self.by_key[next(iter(self.by_key))]
+
+    @on(SessionEvicted)
+    def _evicted(self, record: Recorded) -> None:
+        event: SessionEvicted = record.payload
+        key = f"s:{event.session_id}"
+        warm = self.by_key.pop(key, None)
+        if warm is not None:
+            keys = self._keys.get((warm.pool_id, warm.slot), [])
+            self._keys[warm.pool_id, warm.slot] = [one for one in keys if one != key]
 
     def dump(self) -> Any:
         """Keys and slots in the order of their use, contents of slots by pool and slot."""

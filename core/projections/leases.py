@@ -19,12 +19,15 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     task_id: str
     attempt: int
     slot: int
+    #: the slot worked on the same conversation last
+    warm: bool = False
 
 
 class Leases(Projection):
     """Leases by id, and the slots in use per pool."""
 
     name = "leases"
+    version = 2
 
     def __init__(self) -> None:
         self.by_id: dict[str, Lease] = {}
@@ -44,7 +47,9 @@ class Leases(Projection):
     @on(LeaseGranted)
     def _granted(self, record: Recorded) -> None:
         event: LeaseGranted = record.payload
-        self.by_id[event.lease_id] = Lease(event.lease_id, event.pool_id, event.task_id, event.attempt, event.slot)
+        self.by_id[event.lease_id] = Lease(
+            event.lease_id, event.pool_id, event.task_id, event.attempt, event.slot, event.warm
+        )
         self.slots.setdefault(event.pool_id, {})[event.slot] = event.lease_id
 
     @on(LeaseReleased)

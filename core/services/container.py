@@ -25,7 +25,10 @@ from .estimate_views import EstimateViews
 from .estimates import Estimator
 from .explaining import Explaining
 from .gpus import GpuService
+from .keys import KeyService
+from .limits import RateLimits
 from .loading import LoadingService, Planner
+from .objective import LoadShedding
 from .placement import Placement
 from .pools import PoolService
 from .price_list import PriceList
@@ -33,7 +36,7 @@ from .purses import Purses
 from .readers import Readers
 from .recovery import recover
 from .reloading import ReloadService
-from .sessions import SessionTurns
+from .sessions import SessionService
 from .stream_metrics import StreamMetrics
 from .streams import Streams
 from .tasks import TaskQueries
@@ -49,8 +52,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that routes and the daemon use."""
 
     journal: Journal
+    keys: KeyService
+    limits: RateLimits
     admission: AdmissionService
     budgets: BudgetService
+    sessions: SessionService
     cancel: CancelService
     streams: Streams
     tasks: TaskQueries
@@ -74,6 +80,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         recover(self.journal)
         self.journal.on_rebuilt(self._rebuilt)
         self.transcripts.start()
+        self.sessions.start()
         self.watchdog.start()
         self.dispatcher.pump_all()
         self.gpus.start()
@@ -94,6 +101,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
         self.loading.close()
         self.gpus.close()
         await self.watchdog.close()
+        await self.sessions.close()
         await self.dispatcher.close()
         await self.transcripts.close()
 
@@ -120,12 +128,14 @@ def build_services(
     watch_s: float = PERIOD_S,
     new_id: Callable[[], str] = _new_id,
     new_seed: Callable[[], int] = _new_seed,
+    random: Callable[[int], bytes] = secrets.token_bytes,
 ) -> Services:
     """Wire the services around a journal; nothing runs before :meth:`Services.start`.
 
     :param launched: engines whose processes are started for their pools, which are loaded and unloaded then.
     :param planner: decides which models are loaded where.
     :param watch_s: seconds between two looks of the watchdog.
+    :param random: source of keys: so many bytes that nobody can guess.
     """
     bodies = Bodies(journal.store)
     texts = TaskTexts(journal)
@@ -142,12 +152,17 @@ def build_services(
     tokens = Tokens(journal, engines)
 
     budgets = BudgetService(journal, settings, prices)
+    sessions = SessionService(journal, settings, engines, budgets, new_id)
+    keys, limits = KeyService(journal, random), RateLimits(journal)
+    shedding = LoadShedding(journal, settings.admission.objective)
 
     def on_time(state: TaskState, now_ns: int) -> int | None:
         return estimator.on_time_permille(journal.head, state, now_ns)
 
     return Services(
         journal=journal,
+        keys=keys,
+        limits=limits,
         admission=AdmissionService(
             journal,
             dispatcher,
@@ -155,7 +170,7 @@ def build_services(
             engines,
             settings,
             tokens,
-            [budgets, SessionTurns(journal, settings)],
+            [limits, shedding, budgets, sessions],
             new_id,
             new_seed,
             estimator,
@@ -164,8 +179,9 @@ def build_services(
             budgets.prompt_room,
         ),
         budgets=budgets,
+        sessions=sessions,
         cancel=cancel,
-        streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time)),
+        streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time, budgets.remaining)),
         tasks=TaskQueries(journal, texts, bodies, estimator),
         tokens=tokens,
         pools=pools,
@@ -173,7 +189,7 @@ def build_services(
         readers=Readers(journal, cancel),
         dispatcher=dispatcher,
         transcripts=Transcripts(journal, texts),
-        watchdog=Watchdog(journal, dispatcher, unserved, clock, watch_s),
+        watchdog=Watchdog(journal, dispatcher, unserved, clock, watch_s, [keys.sweep, budgets.sweep, sessions.sweep]),
         gpus=gpus,
         loading=loading,
         draining=DrainService(journal, dispatcher, pools, loading.manages),

@@ -35,6 +35,7 @@ from .engines import EngineDirectory
 from .jobs import chat_of, job_of, may_continue, needs_chat, render, renders
 from .placement import Placement, affinity_keys
 from .purses import Purses, hold_after
+from .sessions import evictions
 from .texts import TaskTexts, plain_text
 
 #: tasks of each priority that are looked at behind one that waits for certain pools
@@ -180,6 +181,7 @@ class Dispatcher:
         except BudgetExhaustedError as error:
             self._fail_task(state, error)
             return True
+        evicted = evictions(head, state, decision.selected_pool_id, slot)
         attempt, lease_id = state.attempt + 1, self._new_id()
         placed = TaskPlaced(
             task_id=state.task_id,
@@ -198,7 +200,7 @@ class Dispatcher:
             keys=affinity_keys(state),
             warm=warm,
         )
-        seq = journal.append([*reserved, placed, granted], actor="scheduler", correlation=state.correlation)
+        seq = journal.append([*reserved, *evicted, placed, granted], actor="scheduler", correlation=state.correlation)
         journal.when_committed(seq, partial(self._launch, state.task_id, attempt, lease_id, slot))
         return True
 
@@ -350,6 +352,9 @@ class Dispatcher:
         properties = self._engines.properties(attempt.pool_id)
         pool = self._journal.head.pools.by_id.get(attempt.pool_id)
         rendered_id, rows = self._rendered.pop(attempt.task_id, (admitted.body_id, []))
+        lease = self._journal.head.leases.by_id.get(attempt.lease_id)
+        session = self._journal.head.sessions.by_id.get(admitted.session_id)
+        caches = admitted.determinism != "strict" and not admitted.kv_cold
         started = TaskStarted(
             task_id=attempt.task_id,
             attempt=attempt.number,
@@ -368,7 +373,9 @@ class Dispatcher:
             rendered_id=rendered_id,
             prompt_tokens=start.prompt_tokens,
             cached_tokens=start.cached_tokens,
-            cache_prompt=admitted.determinism != "strict" and not admitted.kv_cold,
+            cache_prompt=caches,
+            kv_warmth=caches and lease is not None and lease.warm,
+            kv_lost=session is not None and session.kv is not None and session.kv.lost,
             neighbours=max(0, self._journal.head.leases.count(attempt.pool_id) - 1),
             resumed_at=attempt.resumed_at,
             recovery_used=attempt.recovery_used,

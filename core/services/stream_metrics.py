@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..amounts import decimal
 from ..journal.journal import Journal
 from ..projections.tasks import TaskState
+from .budgets import Remaining
 from .dispatch import Dispatcher
 from .gpus import GpuService
 
@@ -21,7 +23,15 @@ OnTime = Callable[[TaskState, int], int | None]
 class StreamMetrics:
     """Reads head for metrics frames, and counts those that were dropped."""
 
-    def __init__(self, journal: Journal, dispatcher: Dispatcher, gpus: GpuService, on_time: OnTime) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        gpus: GpuService,
+        on_time: OnTime,
+        remaining: Callable[[str, str], Remaining | None] = lambda _owner, _session_id: None,
+    ) -> None:
+        self._remaining = remaining
         self._journal = journal
         self._dispatcher = dispatcher
         self._gpus = gpus
@@ -50,12 +60,15 @@ class StreamMetrics:
         chance = self._on_time(state, self._journal.now_ns())
         if chance is not None:
             told["on_time_probability"] = chance / 1000
+        told |= budget_fields(self._remaining(state.admitted.owner, state.admitted.session_id))
         if state.started is not None:
             attempt = self._dispatcher.attempts.get(state.task_id)
             if not state.started.cache_prompt:
                 told["kv_warmth"] = False
             elif attempt is not None and attempt.cached_tokens:
                 told["kv_warmth"] = True
+            elif state.started.kv_lost:
+                told["kv_warmth"] = told["kv_migrated"] = False
             pool = head.pools.by_id.get(state.pool_id)
             gpus = self._gpus.of_pool(pool) if pool is not None else []
             if gpus:
@@ -69,6 +82,18 @@ class StreamMetrics:
                     for gpu in gpus
                 ]
         return told
+
+
+def budget_fields(remaining: Remaining | None) -> dict[str, Any]:
+    """What budgets still allow (BUD-2); what none of them bounds is left out."""
+    told: dict[str, Any] = {}
+    if remaining is not None and remaining.tokens is not None:
+        told["tokens_budget_remaining"] = remaining.tokens
+    if remaining is not None and remaining.decode_us is not None:
+        told["time_budget_remaining_ms"] = remaining.decode_us // 1000
+    if remaining is not None and remaining.cost_pico is not None:
+        told["cost_budget_remaining"] = decimal(remaining.cost_pico)
+    return told
 
 
 class Meter:

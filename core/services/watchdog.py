@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Callable, Sequence
 
 from ..errors import DeadlineUnmetError, DecodeTimeoutError, JournalUnavailableError
-from ..events.session import SessionClosed
 from ..events.task import TaskAdmitted, TaskCancelled
 from ..journal.journal import Journal
 from ..ports import Clock
@@ -18,18 +18,25 @@ from .unserved import Unserved
 PERIOD_S = 0.05
 #: deadlines of ended tasks that may stay in memory, beside as many as tasks live
 _SPARE_DEADLINES = 1024
-#: how long after its last use an expired session is remembered, so that a late turn can be told why it is refused
-_FORGET_SESSIONS_NS = 86_400_000_000_000
-_SESSIONS_AT_ONCE = 256
 
 
 class Watchdog:
-    """Looks at running attempts and due deadlines every 50 ms (or ``period_s``)."""
+    """Looks at running attempts and due deadlines every 50 ms (or ``period_s``).
+
+    :param sweeps: what else looks then at what is due, each given the time in Unix nanoseconds.
+    """
 
     def __init__(
-        self, journal: Journal, dispatcher: Dispatcher, unserved: Unserved, clock: Clock, period_s: float = PERIOD_S
+        self,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        unserved: Unserved,
+        clock: Clock,
+        period_s: float = PERIOD_S,
+        sweeps: Sequence[Callable[[int], object]] = (),
     ) -> None:
         self._period_s = period_s
+        self._sweeps = sweeps
         self._journal = journal
         self._dispatcher = dispatcher
         self._unserved = unserved
@@ -93,15 +100,9 @@ class Watchdog:
                 )
                 self._dispatcher.pump(state.admitted.group)
         self._sweep_attempts()
-        self._sweep_sessions(now_ns)
         self._unserved.sweep(now_ns)
-
-    def _sweep_sessions(self, now_ns: int) -> None:
-        """Who comes late is told once that the session expired; sessions that nobody asks for again are forgotten."""
-        idle = self._journal.head.sessions.idle_since(now_ns - _FORGET_SESSIONS_NS)
-        closed = [SessionClosed(session_id=s.session_id, cause="expired") for s in idle if s.due(now_ns)]
-        if closed:
-            self._journal.append(closed[:_SESSIONS_AT_ONCE], actor="watchdog", correlation="")
+        for sweep in self._sweeps:
+            sweep(now_ns)
 
     def _sweep_attempts(self) -> None:
         now = self._clock.monotonic_ns()
@@ -117,6 +118,11 @@ class Watchdog:
             if seen != signs:
                 self._seen[attempt.task_id] = (signs, now)
                 since = now
+            if attempt.purse is not None:
+                unpaid = attempt.purse.out_of_time(state, self._journal.now_ns())
+                if unpaid is not None:
+                    self._dispatcher.out_of_budget(state, unpaid)
+                    continue
             wall_ms, idle_ms = pool.declared.wall_ms, pool.declared.idle_ms
             what = ""
             if wall_ms and now - attempt.started_ns > wall_ms * 1_000_000:

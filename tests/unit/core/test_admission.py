@@ -403,10 +403,15 @@ def test_a_session_has_turns_and_a_time() -> None:
             stage.submit(session_id=session_id)
         with pytest.raises(SessionTurnsExceededError):
             stage.submit(session_id=session_id)
+        for attempt in stage.engines["p"].attempts:
+            attempt.start()
+            attempt.end()
         stage.advance(601)
-        with pytest.raises(SessionExpiredError):
-            stage.submit(session_id=session_id)
         assert [e.cause for e in stage.payloads(SessionClosed)] == ["expired"]
+        for _ in range(2):
+            with pytest.raises(SessionExpiredError):
+                stage.submit(session_id=session_id)
+        stage.clock.advance_ms(86_400_000)
         stage.submit(session_id=session_id)
         assert len(stage.payloads(SessionOpened)) == 2
 
