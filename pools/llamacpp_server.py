@@ -45,6 +45,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cache-type-k", default="")
     parser.add_argument("--cache-type-v", default="")
     parser.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
+    parser.add_argument("--embedding", action="store_true", help="make embeddings")
+    parser.add_argument("--reranking", action="store_true", help="rank texts; the model needs a head for it")
+    parser.add_argument("--pooling", choices=("none", "mean", "cls", "last", "rank"), default="")
+    parser.add_argument("--slot-save-path", default="", help="folder for what slots hold; without it none can be erased")
     return parser
 
 
@@ -106,6 +110,13 @@ def _params(xllamacpp: Any, args: argparse.Namespace) -> Any:
         wanted["n_ubatch"] = args.ubatch_size
     if args.cache_ram >= 0:
         wanted["cache_ram_mib"] = args.cache_ram
+    if args.embedding or args.reranking:
+        wanted["embedding"] = True
+    pooling = "rank" if args.reranking else args.pooling
+    if pooling:
+        wanted["pooling_type"] = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
+    if args.slot_save_path:
+        wanted["slot_save_path"] = args.slot_save_path
     if args.n_gpu_layers >= 0:
         wanted["n_gpu_layers"] = args.n_gpu_layers
     if args.tensor_split:

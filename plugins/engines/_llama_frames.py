@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 from .. import AttemptEnd, AttemptFailure, AttemptStart, EntryBatch
+from ._llama_probs import Probability, logprob_of
 from ._sse import SseError, SseSplitter
 
 #: what the last frame shall hold; without it llama.cpp repeats the prompt and all settings
@@ -30,6 +31,9 @@ RESPONSE_FIELDS: Final = (
 )
 #: more tokens in one frame than any engine holds back: the counter is broken
 MAX_TOKENS_PER_FRAME: Final = 65_536
+#: of an input that has to be read at once; llama.cpp calls it its own mistake
+_TOO_LONG: Final = ("is too large to process",)
+_CANNOT: Final = ("input is not supported",)
 #: a count or an id; llama.cpp keeps them in 32 bits, and larger ones must not reach the journal
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
@@ -43,19 +47,21 @@ class _Plain(msgspec.Struct, gc=False):
     stop: bool
 
 
-class _Timings(msgspec.Struct, gc=False):
+class Timings(msgspec.Struct, gc=False):
+    """How long it took, and how many tokens by llama.cpp's count."""
+
     cache_n: Int32 = 0
+    prompt_n: Int32 = 0
+    predicted_n: Int32 = 0
     prompt_ms: float | None = 0.0
     predicted_ms: float | None = 0.0
 
 
-class _Progress(msgspec.Struct, gc=False):
+class Progress(msgspec.Struct, gc=False):
+    """How far the prompt is."""
+
     total: Int32 = 0
     cache: Int32 = 0
-
-
-class _Probability(msgspec.Struct, gc=False):
-    logprob: float | None = None
 
 
 class WireError(msgspec.Struct, gc=False):
@@ -77,9 +83,9 @@ class _Frame(msgspec.Struct, gc=False):
     truncated: bool = False
     stop_type: str = ""
     stopping_word: str = ""
-    timings: _Timings | None = None
-    prompt_progress: _Progress | None = None
-    completion_probabilities: list[_Probability] = []
+    timings: Timings | None = None
+    prompt_progress: Progress | None = None
+    completion_probabilities: list[Probability] = []
     error: WireError | None = None
 
 
@@ -104,14 +110,16 @@ class CompletionStream:
 
     Args:
         logprobs: whether the probability of each token was asked for.
+        top: and so many of the likeliest beside it.
     """
 
-    __slots__ = ("_carry", "_logprobs", "_plain", "_splitter", "counted", "end", "failure", "start")
+    __slots__ = ("_carry", "_logprobs", "_plain", "_splitter", "_top", "counted", "end", "failure", "start")
 
-    def __init__(self, *, logprobs: bool = False) -> None:
+    def __init__(self, *, logprobs: bool = False, top: int = 0) -> None:
         self._splitter = SseSplitter()
         self._carry = b""
         self._logprobs = logprobs
+        self._top = top
         #: between two whole frames of a stream that has begun and not ended
         self._plain = False
         #: tokens by the engine's count so far
@@ -218,19 +226,20 @@ class CompletionStream:
             )
             return
         self.counted = frame.tokens_predicted
-        columns.add(frame.content, frame.tokens, grown, _logprob(frame) if self._logprobs else "")
+        logprob = logprob_of(frame.content, frame.completion_probabilities, self._top) if self._logprobs else ""
+        columns.add(frame.content, frame.tokens, grown, logprob)
         if frame.stop:
             self._ended(frame)
 
     def _ended(self, frame: _Frame) -> None:
-        timings = frame.timings or _Timings()
+        timings = frame.timings or Timings()
         self.end = AttemptEnd(
             finish_reason="length" if frame.stop_type == "limit" or frame.truncated else "stop",
             stop_sequence=frame.stopping_word if frame.stop_type == "word" else "",
             prompt_tokens=max(frame.tokens_evaluated, 0),
             cached_tokens=max(timings.cache_n, 0),
-            prefill_us=_micros(timings.prompt_ms),
-            decode_us=_micros(timings.predicted_ms),
+            prefill_us=micros(timings.prompt_ms),
+            decode_us=micros(timings.predicted_ms),
             tokens=self.counted,
         )
 
@@ -287,6 +296,10 @@ def failure_of(status: int, error: WireError) -> AttemptFailure:
     message = error.message or f"HTTP {status}"
     if error.type == "exceed_context_size_error":
         return AttemptFailure(kind="context", message=message, retriable=False)
+    if any(sign in message for sign in _TOO_LONG):
+        return AttemptFailure(kind="context", message=message, retriable=False)
+    if any(sign in message for sign in _CANNOT):
+        return AttemptFailure(kind="invalid", message=message, retriable=False)
     if status in {429, 503}:
         return AttemptFailure(kind="refused", message=message)
     if 400 <= status < 500 or status == 501:
@@ -304,17 +317,8 @@ def failure_of_body(status: int, body: bytes) -> AttemptFailure:
     return failure_of(status, WireError(message=error) if isinstance(error, str) else error)
 
 
-def _logprob(frame: _Frame) -> str:
-    """Log-probability of the frame's last token as a decimal string; "" where it is not said or not finite."""
-    if not frame.completion_probabilities:
-        return ""
-    value = frame.completion_probabilities[-1].logprob
-    if value is None or value - value != 0:
-        return ""
-    return repr(value)
-
-
-def _micros(milliseconds: float | None) -> int:
+def micros(milliseconds: float | None) -> int:
+    """Microseconds of what llama.cpp tells in milliseconds."""
     if milliseconds is None or milliseconds - milliseconds != 0:
         return 0
     return max(0, min(round(milliseconds * 1000), 2**53))

@@ -12,7 +12,7 @@ import msgspec
 from .. import GgufError, read_head
 
 if TYPE_CHECKING:
-    from .llamacpp import Meta, Props
+    from ._llama_wire import Meta, Props
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PIECE_BYTES: Final = 4 * 1024 * 1024

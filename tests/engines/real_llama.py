@@ -8,20 +8,37 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_orch.pools.hosts import free_port
 
 
 @contextlib.contextmanager
-def llama_server(model: Path, *, slots: int = 2, ctx: int = 2048) -> Iterator[str]:
-    """Run the server of the package on this model; yields its URL once it is ready."""
+def llama_server(model: Path, *, slots: int = 2, ctx: int = 2048, extra: Sequence[str] = ()) -> Iterator[str]:
+    """Run the server of the package on this model; yields its URL once it is ready.
+
+    Args:
+        model: GGUF file.
+        slots: requests at once.
+        ctx: tokens of each.
+        extra: more arguments.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     arguments = ["--model", str(model), "--port", str(port), "--parallel", str(slots), "--ctx", str(ctx * slots)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "llama_orch.pools.llamacpp_server", *arguments, "--threads", "1", "--alias", "tiny"],
+        [
+            sys.executable,
+            "-m",
+            "llama_orch.pools.llamacpp_server",
+            *arguments,
+            "--threads",
+            "1",
+            "--alias",
+            "tiny",
+            *extra,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -43,6 +43,10 @@ class Shape:
     bytes_scale: float = 0.05
     #: scale of the row that ends a text; 0 = it never does by itself
     eos_scale: float = 0.0
+    #: more tokens, as a model's own words for what is a thought or a call, and the scale of their rows
+    marks: tuple[tuple[str, float], ...] = ()
+    #: a space is put before what follows a control token; with it, llama.cpp's grammars of tool calls do not fit
+    space_prefix: bool = True
 
 
 #: what tests use
@@ -59,6 +63,11 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
     shape = shape or Shape()
     rng = np.random.default_rng(shape.seed)
     tokens, scores, kinds = _vocabulary(shape.words)
+    first_mark = len(tokens)
+    for text, _ in shape.marks:
+        tokens.append(text.encode())
+        scores.append(0.0)
+        kinds.append(int(gguf.TokenType.USER_DEFINED))
     head = shape.width // shape.heads
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -81,6 +90,8 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
     writer.add_unk_token_id(UNKNOWN)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
+    if not shape.space_prefix:
+        writer.add_add_space_prefix(False)
     writer.add_chat_template(template)
 
     def normal(*dims: int, scale: float) -> NDArray[np.float32]:
@@ -105,6 +116,8 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
     output[[UNKNOWN, BOS, IM_START]] *= 0.05
     output[[EOS, IM_END]] *= shape.eos_scale
     output[FIRST_BYTE:IM_START] *= shape.bytes_scale
+    for n, (_, scale) in enumerate(shape.marks):
+        output[first_mark + n] *= scale
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     writer.add_tensor("output.weight", output)
     writer.write_header_to_file()

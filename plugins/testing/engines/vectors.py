@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import math
 import sys
+from collections.abc import Sequence
 
 from ....core.ports import AttemptEnd, EmbeddingResult, RerankResult
 from .recorder import Recorder
@@ -29,11 +30,14 @@ class VectorContract(Suite):
                 assert len(vectors) == len(TEXTS)
                 assert len({len(vector) for vector in vectors}) == 1
                 assert all(math.isfinite(number) for vector in vectors for number in vector)
-                assert vectors[0] == vectors[2] != vectors[1]
+                # Not to the bit: what else is in the batch decides how an engine sums up.
+                assert _near(vectors[0], vectors[2])
+                assert not _near(vectors[0], vectors[1])
                 assert end.prompt_tokens > 0
                 assert end.tokens == 0
-                again, _ = await self.said(it, self.embedding_job(TEXTS))
-                assert again.result == end.result
+                again, _ = await self.said(it, self.embedding_job(TEXTS[1:]))
+                assert _near(self._vectors(again)[0], vectors[1])
+                assert _near(self._vectors(again)[1], vectors[0])
                 one, _ = await self.said(it, self.embedding_job(TEXTS[:1]))
                 assert one.prompt_tokens < end.prompt_tokens
 
@@ -51,11 +55,12 @@ class VectorContract(Suite):
                 scores = [float(score) for score in end.result.scores]
                 assert len(scores) == len(TEXTS)
                 assert all(math.isfinite(score) for score in scores)
-                assert scores[0] == scores[2] != scores[1]
+                assert _near(scores[:1], scores[2:])
+                assert not _near(scores[:1], scores[1:2])
                 assert end.prompt_tokens > 0
                 turned, _ = await self.said(it, self.rerank_job("apple", TEXTS[::-1]))
                 assert isinstance(turned.result, RerankResult)
-                assert turned.result.scores == end.result.scores[::-1]
+                assert _near([float(score) for score in turned.result.scores], scores[::-1])
 
         self.run(test())
 
@@ -104,3 +109,7 @@ class VectorContract(Suite):
                 numbers.byteswap()
             vectors.append(list(numbers))
         return vectors
+
+
+def _near(some: Sequence[float], others: Sequence[float]) -> bool:
+    return len(some) == len(others) and all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(some, others, strict=True))

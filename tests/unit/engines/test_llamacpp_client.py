@@ -78,7 +78,7 @@ def asked(**changes):
 
 
 def test_a_request_streams_and_names_slot_seed_and_bounds():
-    body = asked(sampling={"temperature": 0.5, "top_k": 40.0}, stop=("a",), grammar="root ::= [0-9]", logprobs=2)
+    body = asked(sampling={"temperature": 0.5, "top_k": 40.0}, stop=("a",), grammar="root ::= [0-9]", logprobs=True, top_logprobs=2)
     assert body["stream"] is True
     assert (body["id_slot"], body["seed"], body["n_predict"], body["cache_prompt"]) == (1, 5, 4, False)
     assert body["temperature"] == 0.5
@@ -282,7 +282,7 @@ def test_a_key_comes_from_the_environment_and_is_sent_with_every_request(monkeyp
         server = Scripted()
         async with server.engine() as plain:
             monkeypatch.setenv("THEIR_KEY", "k-123")
-            url = f"http://127.0.0.1:{plain._http.port}"
+            url = f"http://127.0.0.1:{plain.http.port}"
             engine = LlamaCpp({"url": url, "api_key_env": "THEIR_KEY"})
             await engine.health()
             await engine.close()

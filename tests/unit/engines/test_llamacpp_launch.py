@@ -10,7 +10,7 @@ import pytest
 from llama_orch.plugins import ConfigError, read_head
 from llama_orch.plugins.engines._llama_identity import engine_version, file_digest, model_digest
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, plan
-from llama_orch.plugins.engines.llamacpp import Meta
+from llama_orch.plugins.engines._llama_wire import Meta
 
 from ...engines.tiny_gguf import Shape, write_model
 
