@@ -35,8 +35,9 @@ $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | $(B
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV): requirements/dev.txt $(RUNTIME)
+$(DEV): requirements/dev.txt requirements/triton.txt $(RUNTIME)
 	$(PIP) --require-hashes -r requirements/dev.txt
+	$(PIP) --no-deps --require-hashes -r requirements/triton.txt # its server alone is run, not its Python
 	@touch $@
 
 lock: $(DEV) ## resolve the pinned requirements again

@@ -12,3 +12,5 @@ resolve pyproject.toml --extra llamacpp --output-file requirements/runtime.txt
 resolve pyproject.toml --extra llamacpp --extra nvidia --extra postgresql --group dev --constraints requirements/runtime.txt \
     --output-file requirements/dev.txt
 echo hatchling | resolve - --constraints requirements/dev.txt --output-file requirements/build.txt
+# The wheel that holds a Triton server. Its Python code, which is never imported, wants a NumPy of another age.
+echo "nvidia-pytriton ; sys_platform == 'linux'" | resolve - --no-deps --output-file requirements/triton.txt

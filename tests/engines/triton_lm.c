@@ -36,6 +36,7 @@ extern Error *TRITONBACKEND_ResponseFactoryNew(Factory **, Request *);
 extern Error *TRITONBACKEND_ResponseFactoryDelete(Factory *);
 extern Error *TRITONBACKEND_ResponseFactorySendFlags(Factory *, uint32_t flags);
 extern Error *TRITONBACKEND_ResponseNewFromFactory(Response **, Factory *);
+extern Error *TRITONBACKEND_ResponseDelete(Response *);
 extern Error *TRITONBACKEND_ResponseOutput(Response *, Output **, const char *name, int type, const int64_t *shape,
                                            uint32_t dims);
 extern Error *TRITONBACKEND_OutputBuffer(Output *, void **, uint64_t bytes, int *memory, int64_t *id);
@@ -107,33 +108,44 @@ static uint64_t mixed(uint64_t state, const char *text) {
     return state;
 }
 
-static void say(Job *job, const char *text) {
-    Response *response;
-    Output *output;
-    void *buffer;
+/* An output of a response; false when the server does not take it any more. */
+static bool put(Response *response, const char *name, int type, const void *value, uint64_t bytes) {
+    Output *output = NULL;
+    void *buffer = NULL;
     int memory = 0;
     int64_t id = 0, one[1] = {1};
+    Error *error = TRITONBACKEND_ResponseOutput(response, &output, name, type, one, 1);
+    if (!error) error = TRITONBACKEND_OutputBuffer(output, &buffer, bytes, &memory, &id);
+    if (!error) memcpy(buffer, value, bytes);
+    ok(error);
+    return !error;
+}
+
+static void say(Job *job, const char *text) {
+    Response *response = NULL;
+    float log_prob = -0.5f;
     uint32_t length = (uint32_t)strlen(text);
-    ok(TRITONBACKEND_ResponseNewFromFactory(&response, job->factory));
-    ok(TRITONBACKEND_ResponseOutput(response, &output, "text_output", BYTES, one, 1));
-    ok(TRITONBACKEND_OutputBuffer(output, &buffer, length + 4u, &memory, &id));
-    memcpy(buffer, &length, 4);
-    memcpy((char *)buffer + 4, text, length);
-    if (job->log_probs) {
-        float value = -0.5f;
-        ok(TRITONBACKEND_ResponseOutput(response, &output, "output_log_probs", FP32, one, 1));
-        ok(TRITONBACKEND_OutputBuffer(output, &buffer, sizeof value, &memory, &id));
-        memcpy(buffer, &value, sizeof value);
+    char *packed = malloc(length + 4u);
+    memcpy(packed, &length, 4);
+    memcpy(packed + 4, text, length);
+    Error *error = TRITONBACKEND_ResponseNewFromFactory(&response, job->factory);
+    if (!error) {
+        bool whole = put(response, "text_output", BYTES, packed, length + 4u);
+        whole = whole && (!job->log_probs || put(response, "output_log_probs", FP32, &log_prob, sizeof log_prob));
+        if (whole) ok(TRITONBACKEND_ResponseSend(response, 0, NULL));
+        else ok(TRITONBACKEND_ResponseDelete(response));
     }
-    ok(TRITONBACKEND_ResponseSend(response, 0, NULL));
+    ok(error);
+    free(packed);
 }
 
 static void fail(Job *job, int code, const char *message) {
-    Response *response;
-    ok(TRITONBACKEND_ResponseNewFromFactory(&response, job->factory));
+    Response *response = NULL;
+    Error *refused = TRITONBACKEND_ResponseNewFromFactory(&response, job->factory);
     Error *error = TRITONSERVER_ErrorNew(code, message);
-    ok(TRITONBACKEND_ResponseSend(response, FINAL, error));
+    if (!refused) ok(TRITONBACKEND_ResponseSend(response, FINAL, error));
     ok(error);
+    ok(refused);
 }
 
 /* Whether it ran to its end. */
@@ -213,7 +225,8 @@ Error *TRITONBACKEND_ModelInstanceExecute(Instance *instance, Request **requests
         for (uint64_t at = 0; stops && at + 4 <= size && job->stop_count < 16;) {
             uint32_t length;
             memcpy(&length, stops + at, 4);
-            if (length && length < sizeof job->stops[0]) memcpy(job->stops[job->stop_count++], stops + at + 4, length);
+            if (length < sizeof job->stops[0]) memcpy(job->stops[job->stop_count], stops + at + 4, length);
+            job->stop_count += job->stops[job->stop_count][0] != 0;
             at += 4 + length;
         }
         free(stops);
