@@ -17,14 +17,18 @@ from falcon.asgi import Request, Response
 from llama_orch import __version__  # pyright knows no relative name for the root of the folders
 
 from ..core.errors import InvalidParamsError, NotFoundError, OrchError
+from ..core.services.caller import Caller
 from ..core.settings import Settings
 from .asgi import Edge
+from .auth import PUBLIC, Authentication, Secrets, rate_headers
 from .discovery import resource_types
-from .gate import Gate
+from .gate import Gate, is_loopback
 from .metrics import Metrics
+from .oidc import OidcProvider, fetcher
 from .openapi import document, to_json
 from .operations import Context
 from .problems import RouteError, body_of, headers_of, internal, told
+from .server import parse_bind
 
 _log = logging.getLogger("llama_orch.api")
 
@@ -40,6 +44,7 @@ def create_app(
     *,
     version: str = __version__,
     metrics: Metrics | None = None,
+    secrets: Secrets | None = None,
     now_ns: Callable[[], int] = time.time_ns,
     new_id: Callable[[], str] = new_correlation_id,
 ) -> Edge:
@@ -47,6 +52,8 @@ def create_app(
 
     :param services: :class:`~llama_orch.core.services.container.Services`, or what looks like it.
     :param metrics: what ``/metrics`` shows; made, and subscribed to the journal, when not given.
+    :param secrets: digests of the keys that stand in no journal.
+    :raises ConfigError: an identity provider is configured, and what verifies its tokens is not installed.
     """
     if metrics is None:
         metrics = Metrics(services)
@@ -102,8 +109,21 @@ def create_app(
     app.add_error_handler(Exception, defect)
     app.add_error_handler(falcon.HTTPError, of_falcon)
     app.add_error_handler(OrchError, known)
-    gate = Gate(settings.allowed_hosts, settings.allowed_origins)
-    return Edge(app, gate, new_id=new_id, body_limit=settings.limits.body_bytes, shapes=shapes)
+    oidc = settings.auth.oidc
+    auth = Authentication(
+        services.keys,
+        settings,
+        secrets=secrets or Secrets(),
+        provider=OidcProvider(oidc, fetcher(oidc.ca_file), now_ns) if oidc.issuer else None,
+        public=frozenset(kind.path for kind in kinds for op in kind.operations.values() if op.scopes == PUBLIC),
+    )
+
+    def rates(caller: Caller) -> list[tuple[bytes, bytes]]:
+        return rate_headers(services.limits.meters(caller))
+
+    bound, _ = parse_bind(settings.bind)
+    gate = Gate([*settings.allowed_hosts, bound], settings.allowed_origins, addresses=not is_loopback(bound))
+    return Edge(app, gate, auth, rates=rates, new_id=new_id, body_limit=settings.limits.body_bytes, shapes=shapes)
 
 
 def _allowed(error: falcon.HTTPError) -> str:

@@ -1,4 +1,5 @@
-"""The ASGI layer around the Falcon application: gate, correlation ids, and streams that hear when their reader leaves.
+"""The ASGI layer around the Falcon application: gate, callers, correlation ids, and streams that hear when their reader
+leaves.
 
 Falcon routes, validates and answers; when a resource answers with a stream, its headers go out through Falcon and the
 body is driven here (:mod:`~llama_orch.api.streaming`).
@@ -14,10 +15,12 @@ from typing import Any
 
 from falcon.asgi import App
 
-from ..core.errors import OrchError, RequestError
+from ..core.errors import OrchError
+from ..core.services.caller import Caller
+from .auth import Authentication
 from .connection import AsgiConnection, Receive, Send
 from .gate import Gate
-from .problems import body_of
+from .problems import body_of, headers_of
 from .requests import too_large
 from .streaming import drive
 
@@ -28,6 +31,8 @@ _CORRELATION = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}").fullmatch
 class Edge:
     """The application as a server runs it.
 
+    :param auth: tells who sends a request; nothing of one is read before that is known.
+    :param rates: headers that tell a caller with limits where it stands.
     :param new_id: makes a correlation id for requests that bring none.
     :param body_limit: most bytes of a body.
     :param shapes: how errors of a path are written, where not in our own shape.
@@ -37,13 +42,17 @@ class Edge:
         self,
         app: App[Any, Any],
         gate: Gate,
+        auth: Authentication,
         *,
+        rates: Callable[[Caller], list[tuple[bytes, bytes]]],
         new_id: Callable[[], str],
         body_limit: int,
         shapes: Mapping[str, str],
     ) -> None:
         self._app = app
         self._gate = gate
+        self._auth = auth
+        self._rates = rates
         self._new_id = new_id
         self._body_limit = body_limit
         self._shapes = shapes
@@ -74,17 +83,21 @@ class Edge:
             if message["type"] == "http.response.start":
                 if "llama_orch.stream" in scope:
                     message["headers"] = [h for h in message["headers"] if h[0] != b"content-length"]
-                message["headers"] = [*message["headers"], *echoed]
+                caller: Caller | None = scope.get("llama_orch.caller")
+                rates = self._rates(caller) if caller is not None and caller.limited else ()
+                message["headers"] = [*message["headers"], *echoed, *rates]
                 await send(message)
             elif "llama_orch.stream" not in scope:
                 await send(message)
 
         try:
             self._gate.check(scope["headers"])
+            caller = self._auth.caller_of(scope)
+            scope["llama_orch.caller"] = await self._auth.verified(scope) if caller is None else caller
             if length > self._body_limit:
                 # Falcon would wait for the body's first piece before it looked at anything.
                 raise too_large(length, self._body_limit)
-        except RequestError as error:
+        except OrchError as error:
             await self._refuse(error, scope, answer)
             return
         connection = scope.get("llama_orch.connection")
@@ -107,5 +120,6 @@ class Edge:
         _log.warning("refused: %s", error.message, extra={"correlation_id": correlation})
         body = body_of(error, self._shapes.get(scope["path"], "native"), correlation)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -26,6 +26,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(host: str) -> bool:
+    """Whether a host (without port) is an IP address rather than a name."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
 def host_without_port(value: str) -> str:
     """The host of a Host header or authority, without its port."""
     if value.startswith("["):
@@ -38,9 +47,12 @@ class Gate:
 
     :param hosts: names accepted beside loopback ones, with or without port.
     :param origins: Origins accepted from browsers, such as ``https://ui.example``.
+    :param addresses: accept any IP address as Host: the server listens on others than loopback ones. No name can be
+        made to stand for such a Host, so that rebinding gains nothing.
     """
 
-    def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
+    def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = (), *, addresses: bool = False) -> None:
+        self._addresses = addresses
         self._hosts = {h.lower() for h in hosts}
         self._origins = {o.lower().rstrip("/") for o in origins}
         self._known_hosts: set[bytes] = set()
@@ -67,7 +79,9 @@ class Gate:
             msg = "the request has more than one Host header"
             raise ForbiddenError(msg, field="Host", got=text[:200], remedy="Send one Host header.")
         name = host_without_port(text)
-        if not (is_loopback(name) or text in self._hosts or name in self._hosts):
+        if not (
+            is_loopback(name) or text in self._hosts or name in self._hosts or (self._addresses and is_address(name))
+        ):
             msg = f"the Host {text[:200]!r} is not one of this server's"
             raise ForbiddenError(
                 msg,

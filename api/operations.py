@@ -30,6 +30,7 @@ from ..core.errors import OrchError
 from ..core.services.caller import Caller
 from ..core.services.container import Services
 from ..core.settings import Settings
+from .auth import PUBLIC
 from .connection import Connection
 from .metrics import Metrics
 from .requests import decode_query, decoder_for, read_body
@@ -41,7 +42,16 @@ ErrorShape = Literal["native", "openai", "anthropic"]
 
 JSON = "application/json"
 _encode = msgspec.json.Encoder().encode
-_LOCAL = Caller(owner="local", identity="localhost")
+#: scopes by tag, for reading and for changing; where nothing else is said, ``read`` and ``admin``
+_SCOPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "tasks": (("inference",), ("inference",)),
+    "sessions": (("inference",), ("inference",)),
+    "openai": (("inference",), ("inference",)),
+    "anthropic": (("inference",), ("inference",)),
+    "journal": (("admin",), ("admin",)),
+    "keys": (("admin",), ("admin",)),
+}
+_READING = frozenset({"get", "head"})
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -67,8 +77,8 @@ class Call:
         self._request = request
         #: taken from the request or made, and echoed (OBS-2)
         self.correlation: str = request.scope["llama_orch.correlation"]
-        #: any bearer is accepted on loopback while no keys are configured (AUTH-1)
-        self.caller = _LOCAL
+        #: who sent it (AUTH-1)
+        self.caller: Caller = request.scope["llama_orch.caller"]
 
     def header(self, name: str) -> str | None:
         """A request header's value, ``None`` when it was not sent."""
@@ -98,6 +108,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     request_headers: Mapping[str, str]
     #: headers of the answer, with what they say
     answer_headers: Mapping[str, str]
+    #: any one of them is enough; ``admin`` always is, and ``public`` asks for none
+    scopes: tuple[str, ...]
+    #: it leaves an event with its actor in the journal (AUTH-2)
+    changes: bool
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,13 +160,24 @@ def resource(path: str, *, tag: str, shape: ErrorShape = "native") -> Callable[[
         kind = typing.cast("type[Resource]", cls)
         kind.route, kind.path, kind.tag, kind.shape = path, path.replace(":path}", "}"), tag, shape
         kind.operations = {
-            name.removeprefix("on_"): member.operation
+            method: _scoped(member.operation, tag, method)
             for name, member in inspect.getmembers(cls)
-            if name.startswith("on_") and hasattr(member, "operation")
+            if (method := name.removeprefix("on_")) != name and hasattr(member, "operation")
         }
         return cls
 
     return declare
+
+
+def _scoped(declared: Operation, tag: str, method: str) -> Operation:
+    """The operation with what its tag and method say, where it says nothing itself."""
+    reading, changing = _SCOPES.get(tag, (("read",), ("admin",)))
+    usual = reading if method in _READING else changing
+    return msgspec.structs.replace(
+        declared,
+        scopes=declared.scopes or usual,
+        changes=declared.changes and method not in _READING,
+    )
 
 
 def _answer_type(hint: Any) -> Any:
@@ -169,10 +194,14 @@ def operation(
     errors: tuple[type[OrchError], ...] = (),
     request_headers: Mapping[str, str] | None = None,
     answer_headers: Mapping[str, str] | None = None,
+    scopes: tuple[str, ...] = (),
+    changes: bool = True,
 ) -> Callable[[Responder], Responder]:
     """Declare one method of a resource; see the module's text.
 
     :param errors: what callers can meet beside what every route may answer.
+    :param scopes: of a key that may call it, any one of them; else as its tag and method say.
+    :param changes: whether another method than GET changes something, and so leaves an event with its actor.
     """
 
     def declare(method: Responder) -> Responder:
@@ -190,7 +219,10 @@ def operation(
             errors=errors,
             request_headers=request_headers or {},
             answer_headers=answer_headers or {},
+            scopes=scopes,
+            changes=changes,
         )
+        verb = method.__name__.removeprefix("on_")
         decode = decoder_for(declared.body) if declared.body is not None else None
         query = declared.query
         default_status = status
@@ -198,6 +230,9 @@ def operation(
 
         @functools.wraps(method)
         async def responder(self: Resource, req: Request, resp: Response, **params: Any) -> None:
+            needed = self.operations[verb].scopes
+            if needed != PUBLIC:
+                req.scope["llama_orch.caller"].require_route(needed, req.path)
             if query is not None:
                 params["query"] = decode_query(req.scope["query_string"], query)
             if decode is not None:

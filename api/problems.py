@@ -75,6 +75,8 @@ def headers_of(error: OrchError) -> dict[str, str]:
 
     Both official clients send a request again after 409 and any 5xx, unless they are told not to.
     """
+    if error.status == 401:
+        return {"WWW-Authenticate": 'Bearer realm="llama-orch"'}
     wait_ms = error.retry_after_ms
     if wait_ms is None and error.status in (429, 503):
         wait_ms = 1000

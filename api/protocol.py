@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from ..core.settings import LimitSettings
 from .connection import Lost
 from .problems import RouteError, body_of
+from .tls import subject_of
 
 #: pipelined requests that may wait behind one; reading goes on so that a disconnect is heard
 PIPELINED = 16
@@ -111,6 +112,8 @@ class OrchProtocol(HttpToolsProtocol):
         #: more bytes came at once than headers may have
         self._much = False
         self._cycles: list[tuple[RequestResponseCycle, CycleConnection]] = []
+        #: subject of the client's certificate, where TLS asked for one
+        self._certificate = subject_of(transport.get_extra_info("peercert"))
         if len(self.connections) > self.limits.connections:
             self._refuse(
                 503, "POOL_UNAVAILABLE", "too many connections are open", "Close some, or raise limits.connections."
@@ -163,9 +166,25 @@ class OrchProtocol(HttpToolsProtocol):
             self._too_long()
             msg = "headers too long"
             raise ValueError(msg)  # stops the parser
+        if not self.url.startswith(b"/"):
+            wrong = self._foreign_target()
+            if wrong:
+                self._refuse(400, "INVALID_PARAMS", wrong, "Name the path alone, such as GET /v1/models.")
+                raise ValueError(wrong)  # stops the parser
         super().on_headers_complete()
         if self.pipeline and len(self.pipeline) < PIPELINED:
             self.flow.resume_reading()
+
+    def _foreign_target(self) -> str:
+        """What is wrong with a target that is no path: it may name this server as its Host header does, and no user."""
+        scheme, _, rest = self.url.partition(b"://")
+        authority = rest.partition(b"/")[0].partition(b"?")[0]
+        if scheme.lower() not in (b"http", b"https") or not authority:
+            return "the request's target is no path"
+        if b"@" in authority:
+            return "there is a name or a key in the URL: they do not belong there"
+        hosts = [value for name, value in self.headers if name == b"host"]
+        return "" if hosts == [authority] else "the request's target and its Host header differ"
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -178,6 +197,7 @@ class OrchProtocol(HttpToolsProtocol):
             cycle.transport = head  # type: ignore[assignment]
         vars_of_scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
         vars_of_scope["llama_orch.connection"] = connection
+        vars_of_scope["llama_orch.certificate"] = self._certificate
         if self._cycles:
             self._cycles = [c for c in self._cycles if not c[0].response_complete]
         self._cycles.append((cycle, connection))

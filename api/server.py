@@ -1,4 +1,4 @@
-"""Serves the application: loopback sockets, uvicorn with uvloop and httptools, an orderly stop."""
+"""Serves the application: listening sockets, uvicorn with uvloop and httptools, TLS, an orderly stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import resource
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,25 +35,58 @@ def parse_bind(bind: str) -> tuple[str, int]:
 
 
 def loopback_socket(bind: str) -> socket.socket:
-    """A listening socket on a loopback address.
+    """A listening socket that this machine alone can reach.
 
     :raises ConfigError: the address is not loopback (AUTH-1), does not resolve, or is taken.
     """
+    if not all(_is_loopback(address) for *_, address in _resolved(bind)):
+        raise unprotected(bind)
+    return listening_socket(bind)
+
+
+def reaches_out(listener: socket.socket) -> bool:
+    """Whether other machines can reach it."""
+    return not _is_loopback(listener.getsockname())
+
+
+def _is_loopback(address: Any) -> bool:
+    return ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+
+
+def _resolved(bind: str) -> list[Any]:
+    """What the system knows of an address. :raises ConfigError: nothing."""
     host, port = parse_bind(bind)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         msg = f"bind: {host!r} cannot be resolved: {error}"
         raise ConfigError(msg, field="bind", got=bind, remedy="Use 127.0.0.1 or ::1.") from error
-    for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            msg = f"bind: {bind!r} is reachable from outside this machine, and there are no keys that would protect it"
-            raise ConfigError(
-                msg,
-                field="bind",
-                got=bind,
-                remedy="Bind to 127.0.0.1 or ::1, and reach it from elsewhere through an SSH tunnel.",
-            )
+
+
+def unprotected(bind: str) -> ConfigError:
+    """What is said of an address that others reach, where nothing tells callers apart."""
+    msg = f"bind: {bind!r} is reachable from outside this machine, and there are no keys that would protect it"
+    return ConfigError(
+        msg,
+        field="bind",
+        got=bind,
+        remedy=(
+            "Make a key while the server listens on 127.0.0.1 (`llama-orch keys create NAME --scope admin`), or set "
+            "LLORCH_API_TOKEN, or start with --first-key, which makes one and prints it; or stay on 127.0.0.1 and reach "
+            "it through an SSH tunnel."
+        ),
+    )
+
+
+def listening_socket(bind: str) -> socket.socket:
+    """A listening socket on an address.
+
+    :raises ConfigError: it does not resolve, or is taken.
+    """
+    found = _resolved(bind)
+    if len({_is_loopback(address) for *_, address in found}) > 1:
+        msg = f"bind: {bind!r} stands for addresses of this machine alone and for others"
+        raise ConfigError(msg, field="bind", got=bind, remedy="Name one address.")
     family, *_, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -73,10 +107,11 @@ def loopback_socket(bind: str) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    """The base URL that a listening socket answers at."""
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
+    """The base URL that a listening socket answers at; one that listens on every address is asked on this machine's own."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is replaced
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def allow_open_files(connections: int) -> None:
@@ -119,11 +154,14 @@ async def serve(
     listener: socket.socket | None = None,
     ready: Callable[[str], None] | None = None,
     grace_s: float = 5.0,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until ``stop`` is set, then let answers finish for at most ``grace_s`` seconds.
 
     :param app: what :func:`~llama_orch.api.app.create_app` made.
-    :param listener: a socket from :func:`loopback_socket`; else one is made from ``settings.bind``.
+    :param listener: a socket from :func:`listening_socket`, whose callers have to say who they are if others than this
+        machine reach it; else one for this machine alone is made from ``settings.bind``.
+    :param tls: how connections are encrypted, from :func:`~llama_orch.api.tls.server_context`; ``None`` = not.
     :param ready: called with the base URL once connections are accepted.
     :raises ConfigError: ``settings.bind`` cannot be used.
     """
@@ -145,7 +183,9 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(grace_s)),
         backlog=BACKLOG,
     )
-    url = url_of(sock)
+    config.load()
+    config.ssl = tls
+    url = url_of(sock, "https" if tls is not None else "http")
     server = _Server(config, lambda: ready(url) if ready is not None else None)
 
     async def watch() -> None:

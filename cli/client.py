@@ -43,6 +43,10 @@ class Client:
     token: str = "local"  # noqa: S105 - what a server without keys accepts
     #: asked before a retry: where the server is now (it may have been started again elsewhere), "" = the same
     relocate: Callable[[], str] = field(default=lambda: "")
+    #: asked then as well: which key it takes now, "" = the same
+    renew: Callable[[], str] = field(default=lambda: "")
+    #: whom to trust for https; "" = the system's authorities
+    ca_file: str = ""
     rand: Callable[[], float] = random.random
     _sdk: Sdk = field(init=False)
 
@@ -51,6 +55,7 @@ class Client:
             self.url = checked(self.url)
         self._sdk = Sdk(
             target=Target(Server(self.url, self.token), self._found),
+            ca_file=self.ca_file or None,
             retries=0,
             stream_retries=MOST_RETRIES,
             agent="llama-orch-cli",
@@ -71,6 +76,10 @@ class Client:
     def put(self, path: str, body: object) -> Any:
         """Set what is behind a path to JSON, get the answer's JSON."""
         return self._send(Call("PUT", path, bytes, body=_encoded(body)))
+
+    def patch(self, path: str, body: object) -> Any:
+        """Change what is behind a path, get the answer's JSON."""
+        return self._send(Call("PATCH", path, bytes, body=_encoded(body)))
 
     def delete(self, path: str) -> Any:
         """Remove what is behind a path."""
@@ -114,6 +123,7 @@ class Client:
 
     def _found(self) -> Server:
         self.url = self.relocate() or self.url
+        self.token = self.renew() or self.token
         return Server(self.url, self.token)
 
     def _send(self, call: Call[bytes]) -> Any:

@@ -23,7 +23,9 @@ from .config_files import read_file
 from .config_types import Fault, checked, nearest, parse_text, settings_type, type_at
 
 #: Variables of the command line itself, which are no keys of the configuration.
-RESERVED = frozenset({"LLORCH_CONFIG", "LLORCH_URL", "LLORCH_DEBUG", "LLORCH_API_TOKEN"})
+RESERVED = frozenset({"LLORCH_CONFIG", "LLORCH_URL", "LLORCH_DEBUG", "LLORCH_API_TOKEN", "LLORCH_CA_FILE"})
+#: files that keys name, by the table that they stand in
+_FILES = {"auth": ("token_file",), "auth.oidc": ("ca_file",), "tls": ("cert_file", "key_file", "client_ca_file")}
 FILE_NAMES = ("config.yaml", "config.yml", "config.toml")
 
 
@@ -279,6 +281,13 @@ def _absolute(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
     if values.get("data_dir"):
         values["data_dir"] = absolute(values["data_dir"])
+    for above, names in _FILES.items():
+        table = values
+        for part in above.split("."):
+            table = table.get(part, {})
+        for name in names:
+            if table.get(name):
+                table[name] = absolute(table[name])
     url = values.get("journal", {}).get("url", "")
     sqlite = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/?][^?]*)(\?.*)?", url)
     if sqlite and sqlite[2] != ":memory:":

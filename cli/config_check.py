@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..core.errors import ConfigError
 from ..core.settings import PoolSettings
+from .access import auth_faults
 from .config import Loaded, is_path, is_reference
 from .config_types import Fault, nearest
-
-_LOOPBACK_NAMES = frozenset({"localhost", "localhost."})
 
 
 def check(loaded: Loaded) -> list[Fault]:
@@ -58,6 +56,8 @@ def faults(
     bind = bind_fault(settings.bind)
     if bind:
         yield fault("bind", settings.bind, bind)
+    for key, got, message in auth_faults(settings):
+        yield fault(key, got, message)
     if settings.policies.placement not in policies:
         yield fault(
             "policies.placement",
@@ -90,17 +90,14 @@ def faults(
 
 
 def bind_fault(bind: str) -> str:
-    """What is wrong with a listening address, or ""."""
+    """What is wrong with a listening address, or "". Whether others may reach it is seen when the server starts: its keys
+    are in the journal.
+    """
     try:
         host, port = split_bind(bind)
     except ValueError as error:
         return str(error)
-    if not is_loopback(host):
-        return (
-            f"{bind!r} ({host or 'every address'}) is reachable from other machines, "
-            f"and there are no keys yet that would protect it; use 127.0.0.1:{port}, and an SSH tunnel from elsewhere"
-        )
-    return ""
+    return "" if host else f"got {bind!r}; say 0.0.0.0:{port} for every address of this machine, or name one"
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -109,16 +106,6 @@ def split_bind(bind: str) -> tuple[str, int]:
     if not found or int(found["port"]) > 65_535:
         raise ValueError(f"got {bind!r}, takes host:port such as 127.0.0.1:8080 or [::1]:8080; port 0 = any free one")
     return found["six"] or found["host"], int(found["port"])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    if host.lower() in _LOOPBACK_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _pool_faults(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .client import Client
     from .config import Loaded
+    from .server_file import ServerFile
 
 _START_TIMEOUT_S = 120.0
 #: how long a server that was told to end may take before it is left to itself
@@ -51,7 +52,7 @@ def client_of(options: argparse.Namespace, shell: Shell) -> Client:
 
     named = options.url or shell.environ.get("LLORCH_URL")
     if named:
-        return Client(named.rstrip("/"), token=_token(shell))
+        return Client(named.rstrip("/"), token=_token(shell), ca_file=shell.environ.get("LLORCH_CA_FILE", ""))
     data_dir = loaded_from(options, shell).data_dir
     found = server_file.read(data_dir)
     if found is None:
@@ -61,7 +62,7 @@ def client_of(options: argparse.Namespace, shell: Shell) -> Client:
             status=exits.UNREACHABLE,
             code="NO_SERVER",
         )
-    return Client(found.url, token=_token(shell), relocate=lambda: _url_now(data_dir))
+    return _client_for(found, shell, data_dir)
 
 
 class Servers:
@@ -105,13 +106,12 @@ class Servers:
         if options.url or shell.environ.get("LLORCH_URL"):
             return client_of(options, shell)
         from . import server_file
-        from .client import Client
 
         loaded = loaded_from(options, shell)
         found = server_file.read(loaded.data_dir)
         if found is None:
             return self._start(loaded)
-        client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
+        client = _client_for(found, shell, loaded.data_dir)
         if found.temporary:
             client.relocate = lambda: _url_now(loaded.data_dir) or self._start(loaded).url
         _await_pools(client, shell)
@@ -184,7 +184,6 @@ def own_server(loaded: Loaded, shell: Shell, arguments: list[str]) -> Iterator[C
 def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, shell: Shell, last_words: Callable[[], str]) -> Client:
     """A client for the server on the data directory: the child, or one that was quicker."""
     from . import server_file
-    from .client import Client
 
     deadline = time.monotonic() + _START_TIMEOUT_S
     while (found := server_file.read(loaded.data_dir)) is None:
@@ -201,7 +200,7 @@ def _wait_ready(child: subprocess.Popen[bytes], loaded: Loaded, shell: Shell, la
                 status=exits.REFUSED,
             )
         time.sleep(_LOOK_AGAIN_S)
-    client = Client(found.url, token=_token(shell), relocate=lambda: _url_now(loaded.data_dir))
+    client = _client_for(found, shell, loaded.data_dir)
     _await_pools(client, shell)
     return client
 
@@ -286,6 +285,28 @@ def _url_now(data_dir: Path) -> str:
 
     found = server_file.read(data_dir)
     return found.url if found else ""
+
+
+def _client_for(found: ServerFile, shell: Shell, data_dir: Path) -> Client:
+    """A client for a server of this machine: with the key of the environment, else the one that it wrote for commands."""
+    from .client import Client
+
+    client = Client(
+        found.url,
+        token=shell.environ.get("LLORCH_API_TOKEN") or found.token or "local",
+        ca_file=shell.environ.get("LLORCH_CA_FILE") or found.ca_file,
+        relocate=lambda: _url_now(data_dir),
+    )
+    if not shell.environ.get("LLORCH_API_TOKEN"):
+        client.renew = lambda: _token_now(data_dir)
+    return client
+
+
+def _token_now(data_dir: Path) -> str:
+    from . import server_file
+
+    found = server_file.read(data_dir)
+    return found.token if found else ""
 
 
 def _token(shell: Shell) -> str:

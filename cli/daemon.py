@@ -25,6 +25,7 @@ from llama_orch import __version__  # pyright knows no relative name for the roo
 
 from ..core.errors import JournalError, JournalLockedError, JournalUnavailableError
 from . import exits, server_file
+from .access import access_of
 from .config import Loaded, make_data_directory
 from .config_check import require_sound
 from .exits import CliError
@@ -98,26 +99,35 @@ class _Daemon:
         self._keep_engines = False
         #: why it had to stop by itself
         self._lost = ""
+        self._access = access_of(loaded.settings, shell.environ)
+        #: a key that this start made, told once
+        self._first_key = ""
 
     async def run(self) -> int:
         """Compose and serve; what was composed is taken apart in the opposite order."""
         from ..api.app import create_app
         from ..api.logs import start_logging
-        from ..api.server import loopback_socket
+        from ..api.server import listening_socket, reaches_out
         from ..api.server import serve as serve_http
+        from ..api.tls import server_context
         from ..core.services.container import build_services
         from ..plugins.manager import PluginManager
         from ..pools.client import PoolClients
 
         loaded, settings = self._loaded, self._loaded.settings
         async with contextlib.AsyncExitStack() as undo:
-            listener = undo.enter_context(contextlib.closing(loopback_socket(settings.bind)))
+            tls = server_context(settings.tls)
+            listener = undo.enter_context(contextlib.closing(listening_socket(settings.bind)))
+            exposed = reaches_out(listener) and not self._asks_who()
             self._catch_signals()
             log = start_logging(settings.log.level, self._log_form(), loop=asyncio.get_running_loop())
             undo.callback(log.flush)
-            starter = self._start_managerd()
+            starter = None if exposed else self._start_managerd()
             journal = await self._open_journal(log)
             undo.push_async_callback(journal.close)
+            if exposed:
+                self._require_keys(journal)
+                starter = self._start_managerd()
             plugins, clock = PluginManager(), SystemClock()
             engines, launchers = plugins.engines(), plugins.launchers()
             pools = PoolClients(
@@ -148,9 +158,18 @@ class _Daemon:
             await pools.start(services.pools, services.gpus.receive)
             undo.push_async_callback(Snapshots(journal, loaded).close)
             self._watch_input(journal)
-            app = create_app(services, settings)
+            await self._make_first_key(services)
+            app = create_app(services, settings, secrets=self._access.secrets())
             undo.callback(server_file.remove, loaded.data_dir, os.getpid())
-            await serve_http(app, settings, stop=self._stop, listener=listener, ready=self._announce, grace_s=_GRACE_S)
+            await serve_http(
+                app,
+                settings,
+                stop=self._stop,
+                listener=listener,
+                ready=self._announce,
+                grace_s=_GRACE_S,
+                tls=tls,
+            )
         if self._lost:
             raise CliError(self._lost, remedy="`llama-orch status` shows whether another server took over.")
         return exits.OK
@@ -160,6 +179,31 @@ class _Daemon:
         if self._loaded.origin("log.format") == "default" and self._shell.stderr.isatty():
             return "human"
         return self._loaded.settings.log.format
+
+    # --- who may call --------------------------------------------------------------------------------------------
+
+    def _asks_who(self) -> bool:
+        """Whether the configuration alone makes sure that callers have to say who they are."""
+        auth, tls = self._loaded.settings.auth, self._loaded.settings.tls
+        return bool(
+            self._access.bootstrap or auth.first_key or auth.oidc.issuer or auth.proxy.header or tls.client_identity
+        )
+
+    def _require_keys(self, journal: Journal) -> None:
+        """:raises ConfigError: others can reach the address, and there are no keys."""
+        from ..api.server import unprotected
+
+        if not journal.head.keys.by_id:
+            raise unprotected(self._loaded.settings.bind)
+
+    async def _make_first_key(self, services: Services) -> None:
+        """A key with all scopes, if one is wanted and there never was one."""
+        from ..api.auth import LOCAL
+        from ..core.services.keys import KeySpec
+
+        if self._loaded.settings.auth.first_key and not services.keys.any and not self._access.bootstrap:
+            spec = KeySpec(name="first", scopes=["admin"])
+            _, self._first_key = await services.keys.create(spec, LOCAL, "")
 
     # --- composing -----------------------------------------------------------------------------------------------
 
@@ -235,17 +279,22 @@ class _Daemon:
             version=__version__,
             data_dir=str(loaded.data_dir),
             temporary=self._until_eof,
+            token=self._access.local,
+            ca_file=loaded.settings.tls.cert_file,
         )
         server_file.write(loaded.data_dir, running)
         if self._shell.as_json:
             self._shell.json_line(
                 {"url": url, "data_dir": str(loaded.data_dir), "openai_base_url": f"{url}/v1", "pid": os.getpid()}
+                | ({"first_key": self._first_key} if self._first_key else {})
             )
         else:
             self._shell.line(f"llama-orch {__version__}")
             self._shell.line(f"  url:  {url}")
             self._shell.line(f"  data: {loaded.data_dir}")
             self._shell.line(f"  export OPENAI_BASE_URL={url}/v1")
+            if self._first_key:
+                self._shell.line(f"  first key, with all scopes, shown this once: {self._first_key}")
         self._shell.stdout.flush()
         gc.collect()
         gc.freeze()

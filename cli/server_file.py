@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _NAME = "server.json"
@@ -29,6 +29,10 @@ class ServerFile:
     data_dir: str
     #: started by `run` or `chat` for one call
     temporary: bool = False
+    #: what commands on this machine show it: it may do everything, and is another at each start
+    token: str = field(default="", repr=False)
+    #: the server's certificate, where it has one, and who signed it: what it shows has to be signed by these
+    ca_file: str = ""
 
 
 def write(data_dir: Path, server: ServerFile) -> Path:

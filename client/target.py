@@ -98,6 +98,8 @@ def trust(url: str, ca_file: str | Path | None, client_cert: tuple[str, str] | N
     if urlsplit(url).scheme != "https":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loads nothing, trusts nobody
     context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    if ca_file:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the server's own certificate may be what is trusted
     if client_cert is not None:
         context.load_cert_chain(*client_cert)
     return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..auth import PUBLIC
 from ..operations import Call, Resource, operation, resource
 
 
@@ -18,7 +19,7 @@ class HealthBody(msgspec.Struct, frozen=True):
 class HealthResource(Resource):
     """Liveness."""
 
-    @operation("Tell that the process lives.")
+    @operation("Tell that the process lives.", scopes=PUBLIC)
     async def on_get(self, call: Call) -> HealthBody:
         """Always 200 while the process answers; whether it can serve is /readyz."""
         return HealthBody("ok", self.context.version)

@@ -22,6 +22,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--bind", metavar="HOST:PORT", help="listen here (default: 127.0.0.1:8080; port 0 = any free one)"
     )
     parser.add_argument(
+        "--first-key",
+        action="store_true",
+        help="at the first start make a key with all scopes and print it, once: for containers",
+    )
+    parser.add_argument(
         "--until-eof",
         action="store_true",
         help="stop when standard input ends and no task is left: for programs that start a server",
@@ -34,6 +39,8 @@ def serve(options: argparse.Namespace, shell: Shell) -> int:
     Ctrl-C or SIGTERM stops it in order, a second one at once. Without a configuration it serves the bundled model.
     """
     flags = {"bind": options.bind} if options.bind else {}
+    if options.first_key:
+        flags["auth.first_key"] = "true"
     loaded = loaded_from(options, shell, **flags)
     from ..daemon import serve as run_daemon
     from ..gpu_build import notice

@@ -10,11 +10,19 @@ import msgspec
 
 from llama_orch.core.errors import ModelNotFoundError, NotFoundError
 from llama_orch.core.projections.head import Head
+from llama_orch.core.projections.sessions import SessionState
+from llama_orch.core.services.budgets import BudgetService
+from llama_orch.core.services.bodies import RequestBody
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.services.estimate_views import EstimateViews
 from llama_orch.core.services.estimates import Estimator
 from llama_orch.core.services.gpus import HostView
+from llama_orch.core.services.keys import KeyService
+from llama_orch.core.services.limits import RateLimits
+from llama_orch.core.services.price_list import PriceList
+from llama_orch.core.services.sessions import SessionView
 from llama_orch.core.services.tasks import TaskInfo, Usage
+from llama_orch.core.settings import Settings
 from llama_orch.core.types import PoolView, TaskRequest
 
 TASK = "11111111-2222-3333-4444-555555555555"
@@ -69,6 +77,9 @@ class FakeJournal:
     def on_committed(self, observer: Callable[[Any], None]) -> None:
         self.observers.append(observer)
 
+    def on_rebuilt(self, observer: Callable[[], None]) -> None:
+        """It never is."""
+
     def describe(self) -> dict[str, Any]:
         return {"status": self.status}
 
@@ -81,10 +92,15 @@ class FakeServices:
         self.draining = self.reloading = FakeChanges(self)
         self.cancel = FakeCancel(self)
         self.streams = FakeStreams(self)
+        self.tokens = FakeTokens(self)
         self.gpus = FakeGpus()
         self.dispatcher = FakeDispatcher()
         self.explaining = FakeExplaining()
         self.journal = FakeJournal()
+        self.budgets = BudgetService(cast("Any", self.journal), Settings(), PriceList({}))
+        self.sessions = FakeSessions()
+        self.keys = KeyService(cast("Any", self.journal), lambda size: bytes(size))
+        self.limits = RateLimits(cast("Any", self.journal))
         self.estimates = EstimateViews(cast("Any", self.journal), Estimator())
         self.asked: list[tuple[str, Any]] = []
         #: raised by whatever is asked next
@@ -120,6 +136,11 @@ class FakeServices:
     async def submit(self, request: TaskRequest, caller: Caller, **rest: Any) -> Admitted:
         self._ask("submit", (request, caller, rest))
         return Admitted()
+
+    def group_of(self, model: str) -> str:
+        if model != "mock":
+            raise ModelNotFoundError(f"no pool serves the model {model!r}", field="model_ref", got=model)
+        return model
 
     # tasks
     def known(self, task_id: str) -> None:
@@ -177,6 +198,28 @@ class FakeServices:
         self.detached.append(gone)
 
 
+class FakeSessions:
+    """`services.sessions`: knows one."""
+
+    def __init__(self) -> None:
+        state = SessionState(session_id=TASK, owner="local", ttl_ms=1000, turn_limit=8)
+        self.one = SessionView(state=state, ttl_ms_remaining=500, kv_warmth=False, kv_bytes=0, remaining=None)
+
+    def views(self, caller: Caller) -> list[SessionView]:
+        return [self.one]
+
+    def get(self, session_id: str, caller: Caller) -> SessionView:
+        if session_id != TASK:
+            raise NotFoundError(f"there is no open session {session_id}", field="session_id", got=session_id)
+        return self.one
+
+    async def create(self, caller: Caller, **rest: Any) -> SessionView:
+        return self.one
+
+    async def delete(self, session_id: str, caller: Caller, correlation: str = "") -> None:
+        """It is gone in any case."""
+
+
 class FakeChanges:
     """`services.draining` and `services.reloading`."""
 
@@ -200,6 +243,25 @@ class FakeChanges:
         self._services._ask("reload", (pool_id, new_model_ref, rest))
         self._services.state(pool_id)
         return rest["handover"] or "new-first"
+
+
+class FakeTokens:
+    """`services.tokens`: a token per character."""
+
+    def __init__(self, services: FakeServices) -> None:
+        self._services = services
+
+    async def tokenize(self, group: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        self._services._ask("tokenize", (group, text, add_special, parse_special))
+        return [0] * add_special + [ord(character) for character in text]
+
+    async def detokenize(self, group: str, ids: Sequence[int]) -> str:
+        self._services._ask("detokenize", (group, list(ids)))
+        return "".join(chr(token) for token in ids if token)
+
+    async def prompt(self, group: str, body: RequestBody) -> str:
+        self._services._ask("prompt", (group, body))
+        return "".join(f"<{message.role}>{message.content}" for message in body.messages or ())
 
 
 class FakeCancel:
