@@ -1,10 +1,10 @@
-"""``/v1/sessions/{id}``: one open session (SES-1, reading)."""
+"""``/v1/sessions/{id}``: one open session (SES-1)."""
 
 from __future__ import annotations
 
-from ...core.errors import NotFoundError
-from ..operations import Call, Resource, operation, resource
-from .sessions import SessionBody, body_of, open_sessions
+from ...core.errors import JournalUnavailableError, NotFoundError
+from ..operations import Answer, Call, Resource, operation, resource
+from .sessions import SessionBody, body_of
 
 
 @resource("/v1/sessions/{session_id}", tag="sessions")
@@ -13,15 +13,11 @@ class SessionResource(Resource):
 
     @operation("Get a session.", errors=(NotFoundError,))
     async def on_get(self, call: Call, session_id: str) -> SessionBody:
-        """Turns taken and left, and how long it may stay idle."""
-        now = self.context.now_ns()
-        for state in open_sessions(self.services, call.caller.owner, now):
-            if state.session_id == session_id:
-                return body_of(state, now)
-        msg = f"there is no open session {session_id}"
-        raise NotFoundError(
-            msg,
-            field="session_id",
-            got=session_id,
-            remedy="GET /v1/sessions lists the open ones; a task with a new session_id opens one.",
-        )
+        """Turns taken and left, how long it may stay idle, what an engine holds of it, what its budgets still allow."""
+        return body_of(self.services.sessions.get(session_id, call.caller))
+
+    @operation("Close a session.", status=204, errors=(JournalUnavailableError,))
+    async def on_delete(self, call: Call, session_id: str) -> Answer:
+        """Its KV cache is freed, at once or when its last task ends; its tasks go on. 204 also when it is gone."""
+        await self.services.sessions.delete(session_id, call.caller, call.correlation)
+        return Answer(status=204)

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from ...core.errors import (
     BackpressureError,
+    BudgetExhaustedError,
     ConflictError,
     ContextExceededError,
     DeadlineUnmetError,
@@ -21,6 +22,7 @@ from ...core.errors import (
 )
 from ...core.services.tasks import TaskInfo
 from ...core.types import TaskRequest, Uuid
+from ..budget_headers import DESCRIBED, budget_headers
 from ..operations import Answer, Call, Resource, operation, resource
 from ..workloads import idempotency_key, require_sound
 
@@ -31,6 +33,7 @@ SUBMIT_ERRORS = (
     ConflictError,
     SessionTurnsExceededError,
     SessionExpiredError,
+    BudgetExhaustedError,
     BackpressureError,
     DroppedError,
     PoolUnreadyError,
@@ -84,6 +87,7 @@ class TasksResource(Resource):
         request_headers={
             "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."
         },
+        answer_headers=DESCRIBED,
     )
     async def on_post(self, call: Call, body: TaskRequest) -> Accepted | Answer:
         """Accepted tasks wait in the queue of the model's pools and survive crashes. The answer comes once that is durable."""
@@ -104,7 +108,9 @@ class TasksResource(Resource):
             admission.backoff_ms,
             admission.attached,
         )
-        return Answer(accepted, status=202, headers={"Location": f"/v1/tasks/{admission.task_id}"})
+        headers = {"Location": f"/v1/tasks/{admission.task_id}"}
+        headers |= budget_headers(self.services, call.caller, body.session_id)
+        return Answer(accepted, status=202, headers=headers)
 
     @operation("List tasks, newest first.")
     async def on_get(self, call: Call, query: TaskQuery) -> TaskPage:
