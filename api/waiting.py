@@ -11,8 +11,6 @@ from .operations import Call
 
 #: "until it ends": longer than any task's deadline
 FOREVER_MS = 31_536_000_000
-#: states after which nothing of a task changes
-ENDED = frozenset({"completed", "cancelled", "failed"})
 
 
 async def wait_for_end(services: Services, call: Call, task_id: str, timeout_ms: int = FOREVER_MS) -> TaskInfo:
@@ -44,6 +42,7 @@ async def wait_for_ends(services: Services, call: Call, task_ids: Sequence[str])
     task = asyncio.current_task()
     assert task is not None
     found: dict[str, TaskInfo] = {}
+    failed = False
     for task_id in task_ids:
         readers.attach(task_id)
     waits = [asyncio.ensure_future(services.tasks.wait(task_id, caller, FOREVER_MS)) for task_id in task_ids]
@@ -52,7 +51,8 @@ async def wait_for_ends(services: Services, call: Call, task_ids: Sequence[str])
         for wait in asyncio.as_completed(waits):
             info: TaskInfo = await wait
             found[info.task_id] = info
-            if info.state == "failed":
+            failed = info.state == "failed"
+            if failed:
                 break
         return [found[task_id] for task_id in task_ids if task_id in found]
     finally:
@@ -61,5 +61,5 @@ async def wait_for_ends(services: Services, call: Call, task_ids: Sequence[str])
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
         for task_id in task_ids:
-            # Who waits no longer for a task that goes on has left it.
-            readers.detach(task_id, caller, gone=connection.lost or task_id not in found)
+            # Whose request failed with one of its tasks has left the others.
+            readers.detach(task_id, caller, gone=connection.lost or (failed and task_id not in found))

@@ -93,7 +93,7 @@ def schema_of(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
     )
 
 
-def _messages(given: list[dict[str, Any]]) -> list[ChatMessage]:
+def messages_of(given: list[dict[str, Any]]) -> list[ChatMessage]:
     """Messages as tasks take them.
 
     :raises InvalidParamsError: one of them is none, naming it.
@@ -137,7 +137,7 @@ def task_of(body: ChatCompletionRequest) -> TaskRequest:
         raise refused("json_schema", "both", "response_format has one too", "Send one of the two.")
     task = TaskRequest(
         workload="chat",
-        messages=_messages(body.messages),
+        messages=messages_of(body.messages),
         max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
         json_schema=schema if schema is not None else body.json_schema,
         logprobs=body.logprobs,

@@ -22,6 +22,7 @@ IGNORED_HELP: Final = {IGNORED_HEADER: "Parameters of the request that had no ef
 #: as many are named
 _MOST = 64
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_value = msgspec.json.Decoder().decode
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -42,16 +43,20 @@ def ignored_parameters(
     :param known: names that are served.
     :param inside: what was found in its depth, such as ``messages.audio``.
     :param within: names that are served of parameters that are objects, such as ``stream_options``.
-    :raises InvalidParamsError: a name is no text, which nobody saw while it was skipped.
+    :raises InvalidParamsError: something of it is no JSON, which nobody saw while it was skipped.
     """
+    found: list[str] = []
     try:
         names = _keys(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        for name, value in names.items():
+            if name not in known and bytes(value) != b"null":
+                _value(value)
+                found.append(name)
+        for outer, served in (within or {}).items():
+            if outer in names and bytes(names[outer]) != b"null":
+                found += [f"{outer}.{name}" for name in _keys(names[outer]) if name not in served]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise not_json(raw, error) from None
-    found = [name for name, value in names.items() if name not in known and bytes(value) != b"null"]
-    for outer, served in (within or {}).items():
-        if outer in names and bytes(names[outer]) != b"null":
-            found += [f"{outer}.{name}" for name in _keys(names[outer]) if name not in served]
     return [name for name in dict.fromkeys((*found, *inside)) if name.isascii() and name.isprintable()][:_MOST]
 
 

@@ -16,7 +16,7 @@ class ModelResource(Resource):
     @operation("Get a model.", errors=(ModelNotFoundError,))
     async def on_get(self, call: Call, model_id: str) -> ModelBody:
         """A model or an alias, whose name may hold slashes."""
-        known = {model.id: model for model in model_bodies(self.services)}
+        known = {model.id: model for model in model_bodies(self.services, call.caller)}
         found = known.get(model_id)
         if found is None:
             near = difflib.get_close_matches(model_id, known, n=1)

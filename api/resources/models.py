@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ...core.errors import ForbiddenError
+from ...core.services.caller import Caller
 from ...core.services.container import Services
 from ..operations import Call, Resource, operation, resource
 
@@ -31,13 +33,15 @@ class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ModelBody]
 
 
-def model_bodies(services: Services) -> list[ModelBody]:
-    """All models and their aliases."""
+def model_bodies(services: Services, caller: Caller) -> list[ModelBody]:
+    """All models and their aliases that a caller may ask for."""
     out: list[ModelBody] = []
     pools = services.journal.head.pools.by_id
     for model in services.capabilities.models():
         created = min((pools[p].since_ns for p in model["pools"] if p in pools), default=0) // 1_000_000_000
         for name in (model["id"], *model["aliases"]):
+            if not _may(caller, name):
+                continue
             out.append(
                 ModelBody(
                     id=name,
@@ -51,11 +55,19 @@ def model_bodies(services: Services) -> list[ModelBody]:
     return out
 
 
+def _may(caller: Caller, name: str) -> bool:
+    try:
+        caller.require_model(name)
+    except ForbiddenError:
+        return False
+    return True
+
+
 @resource("/v1/models", tag="openai", shape="openai")
 class ModelsResource(Resource):
     """All models."""
 
     @operation("List models.")
     async def on_get(self, call: Call) -> ModelsBody:
-        """Models and their aliases, ready or not."""
-        return ModelsBody(data=model_bodies(self.services))
+        """Models and their aliases that the caller may ask for, ready or not."""
+        return ModelsBody(data=model_bodies(self.services, call.caller))
