@@ -14,8 +14,6 @@ from .. import (
     AttemptStart,
     EntryBatch,
     GenerateJob,
-    InvalidParamsError,
-    UnavailableError,
 )
 from ._http import HttpClient, HttpError, StreamRequest
 from ._openai_dialects import RequestError
@@ -61,13 +59,13 @@ class Owner(Protocol):
         """
         ...
 
-    async def prepare(self, job: GenerateJob) -> None:
-        """Ask what :meth:`plan` needs."""
+    async def prepare(self, job: GenerateJob) -> AttemptFailure | None:
+        """Ask what :meth:`plan` needs; the failure that it is when there is no answer."""
         ...
 
     async def slot_free(self, attempt: Attempt) -> str: ...
 
-    def without_secrets(self, text: str) -> str: ...
+    def explained(self, text: str) -> str: ...
 
 
 class _Reply:
@@ -186,17 +184,12 @@ class Attempt:
             self._request.pause()
 
     async def _prepare(self) -> None:
-        try:
-            await self._owner.prepare(self._job)
-        except UnavailableError as error:
+        failure = await self._owner.prepare(self._job)
+        if failure is not None:
             self.vacated = True
-            self._fail(AttemptFailure(kind="unreachable", message=error.message))
-        except InvalidParamsError as error:
-            self.vacated = True
-            self._fail(AttemptFailure(kind="invalid", message=error.message, retriable=False))
-        else:
-            if self._sink is not None:
-                self.send()
+            self._fail(failure)
+        elif self._sink is not None:
+            self.send()
 
     # --- for replies
 
@@ -265,7 +258,7 @@ class Attempt:
         sink = self._sink
         if sink is not None:
             self._leave()
-            sink.failed(msgspec.structs.replace(failure, message=self._owner.without_secrets(failure.message)))
+            sink.failed(msgspec.structs.replace(failure, message=self._owner.explained(failure.message)))
 
     def _leave(self) -> None:
         self._sink = self._reply = None

@@ -15,6 +15,7 @@ import msgspec
 
 from .. import (
     FEATURES,
+    AttemptFailure,
     AttemptSink,
     ConfigError,
     EngineHealth,
@@ -38,7 +39,7 @@ from ._openai_dialects import (
 )
 from ._openai_frames import OpenAIStream
 from ._openai_results import WholeAnswer, embedding_body, rerank_body
-from ._openai_wire import ModelItem, decode_models, error_of_body
+from ._openai_wire import ModelItem, WireError, decode_models, error_of_body, failure_of
 
 QUICK_TIMEOUT_S: Final = 5.0
 SLOW_TIMEOUT_S: Final = 60.0
@@ -70,6 +71,14 @@ OPTIONS: Final[dict[str, str]] = {
     "extra_body": "more fields of each request; `null` takes one away",
     "engine_version": "what the server is called in the journal, where it does not tell its version",
 }
+
+
+class AskError(UnavailableError):
+    """A question had no answer; ``failure`` is what that means for an attempt which needs it."""
+
+    def __init__(self, failure: AttemptFailure, engine: str) -> None:
+        super().__init__(failure.message, engine=engine)
+        self.failure = failure
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +129,7 @@ class OpenAIClient(abc.ABC):
         self._model = told or str(config.get("model") or "")
         fixed = DIALECTS[config["dialect"]] if config.get("dialect") else dialect
         self._dialect = fixed
+        #: as configured, or as they were found
         self._features = _names(config, "features", FEATURES)
         self._workloads = _names(config, "workloads", WORKLOADS)
         self._native_n = config.get("native_n")
@@ -183,7 +193,7 @@ class OpenAIClient(abc.ABC):
             return EngineHealth(state=EngineState.UNREACHABLE, detail=error.message)
         if answer.status == 200:
             return EngineHealth(state=EngineState.READY)
-        detail = self.without_secrets(error_of_body(answer.status, answer.body).message)
+        detail = self.explained(error_of_body(answer.status, answer.body).message)
         if answer.status in (404, 405):
             detail = f"there is no {self.api}/models below the pool's url: {detail}"
         state = EngineState.LOADING if answer.status == 503 else EngineState.FAILED
@@ -204,7 +214,7 @@ class OpenAIClient(abc.ABC):
                 answer = await self.exchange("POST", self.api + route, body, SLOW_TIMEOUT_S)
                 if answer.status in (401, 403):
                     message = error_of_body(answer.status, answer.body).message
-                    raise UnavailableError(self.without_secrets(f"{route}: {message}"), engine=self.name)
+                    raise UnavailableError(self.explained(f"{route}: {message}"), engine=self.name)
                 if answer.status in (200, 400, 422) or (answer.status == 500 and workload in ("completion", "chat")):
                     found.append(workload)
             self._workloads = tuple(found)
@@ -300,8 +310,25 @@ class OpenAIClient(abc.ABC):
             raise RequestError(msg)
         return list(job.prompt_ids)
 
-    async def prepare(self, job: GenerateJob) -> None:
-        """Ask what :meth:`plan` needs."""
+    async def prepare(self, job: GenerateJob) -> AttemptFailure | None:
+        """Ask what :meth:`plan` needs; the failure that it is when there is no answer."""
+        try:
+            await self.look_up(job)
+        except AskError as error:
+            return error.failure
+        except UnavailableError as error:
+            return AttemptFailure(kind="unreachable", message=error.message)
+        except InvalidParamsError as error:
+            return AttemptFailure(kind="invalid", message=error.message, retriable=False)
+        return None
+
+    async def look_up(self, job: GenerateJob) -> None:
+        """Ask what :meth:`plan` needs.
+
+        Raises:
+            UnavailableError: the server does not answer, or has no such model.
+            InvalidParamsError: it refuses what was asked.
+        """
         await self.learn()
 
     @abc.abstractmethod
@@ -319,8 +346,8 @@ class OpenAIClient(abc.ABC):
         try:
             return await self.http.request(method, path, body, timeout_s=timeout_s)
         except HttpError as error:
-            msg = f"{path}: {error.message}"
-            raise UnavailableError(msg, engine=self.name) from error
+            kind = "unreachable" if error.kind == "timeout" else error.kind
+            raise AskError(AttemptFailure(kind=kind, message=f"{path}: {error.message}"), self.name) from error
 
     async def ask(self, method: str, path: str, body: bytes, timeout_s: float) -> HttpResponse:
         """An answer of status 200.
@@ -332,13 +359,13 @@ class OpenAIClient(abc.ABC):
         answer = await self.exchange(method, path, body, timeout_s)
         if answer.status == 200:
             return answer
-        msg = self.without_secrets(f"{path}: {error_of_body(answer.status, answer.body).message}")
+        msg = self.explained(f"{path}: {error_of_body(answer.status, answer.body).message}")
         if answer.status in (400, 413, 422):
             raise InvalidParamsError(msg, engine=self.name)
-        raise UnavailableError(msg, engine=self.name)
+        raise AskError(failure_of(answer.status, WireError(message=msg)), self.name)
 
-    def without_secrets(self, text: str) -> str:
-        """A text from the server, which may repeat what it was sent."""
+    def explained(self, text: str) -> str:
+        """A text from the server as it may be shown: it may repeat the secrets that it was sent."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -247,7 +247,8 @@ class OpenAIStream:
     def _reason(self, answer: _Answer, reason: str) -> None:
         known = _REASONS.get(reason)
         if known is not None:
-            answer.finish = known
+            # A call that was forced ends as "stop" with some.
+            answer.finish = "tool_calls" if known == "stop" and answer.calls else known
         elif reason == "content_filter":
             message = "the server's content filter stopped the answer"
             self.failure = AttemptFailure(kind="invalid", message=message, retriable=False)
