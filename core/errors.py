@@ -28,6 +28,7 @@
         DecodeTimeoutError             DECODE_TIMEOUT
         WorkerResetError               WORKER_RESET
         InterruptedTaskError           INTERRUPTED
+        TaskCancelledError        409  CANCELLED
         InternalError             500  INTERNAL
       JournalError                      inside the journal; services turn them into UnavailableError
         StoreRefusedError              the frame was not written; the same frame may be tried again
@@ -312,6 +313,15 @@ class BudgetExhaustedError(StreamError):
     status = 402
     retriable = False
     remedy = "Raise the budget or wait for its next window."
+
+
+class TaskCancelledError(StreamError):
+    """Somebody cancelled the task before its end, and its answer is not whole."""
+
+    code = "CANCELLED"
+    status = 409
+    retriable = False
+    remedy = "Send the request again if its answer is still wanted."
 
 
 class InternalError(StreamError):

@@ -26,7 +26,7 @@ from .tasks import Tasks
 P = TypeVar("P", bound=Projection)
 
 #: events that end their stream; a session or an account that is opened again under its id begins anew
-_LAST_OF_STREAM = frozenset({"task.transcribed", "session.closed", "budget.removed"})
+_LAST_OF_STREAM = frozenset({"task.transcribed", "session.closed", "budget.removed", "response.deleted"})
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 

@@ -36,6 +36,7 @@ from .purses import Purses
 from .readers import Readers
 from .recovery import recover
 from .reloading import ReloadService
+from .responses import ResponseService
 from .sessions import SessionService
 from .stream_metrics import StreamMetrics
 from .streams import Streams
@@ -60,6 +61,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     cancel: CancelService
     streams: Streams
     tasks: TaskQueries
+    responses: ResponseService
     tokens: Tokens
     pools: PoolService
     capabilities: Capabilities
@@ -148,6 +150,7 @@ def build_services(
     unserved = Unserved(journal, dispatcher, settings, loading.manages)
     gpus = GpuService(journal, clock, settings)
     estimator = Estimator()
+    queries = TaskQueries(journal, texts, bodies, estimator)
     pools = PoolService(journal, dispatcher)
     tokens = Tokens(journal, engines)
 
@@ -182,7 +185,8 @@ def build_services(
         sessions=sessions,
         cancel=cancel,
         streams=Streams(journal, texts, StreamMetrics(journal, dispatcher, gpus, on_time, budgets.remaining)),
-        tasks=TaskQueries(journal, texts, bodies, estimator),
+        tasks=queries,
+        responses=ResponseService(journal, queries, cancel),
         tokens=tokens,
         pools=pools,
         capabilities=Capabilities(journal, engines, gpus, settings, api_version),
