@@ -1,12 +1,18 @@
-"""One decoded token before a pool says ready, and a first measurement of its rate (POOL-1)."""
+"""One decoded token before a pool says ready, and a first measurement of its rate (POOL-1).
+
+An engine that does not say texts does once what it does instead.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from ..core.entries import EntryBatch
-from ..core.ports import AttemptEnd, AttemptFailure, AttemptStart, Engine, GenerateJob
+from ..core.ports import AttemptEnd, AttemptFailure, AttemptStart, ChatJob, Engine, GenerateJob
 
 #: tokens decoded for the measurement; the first one is prefill
 PRELOAD_TOKENS: Final = 8
@@ -38,14 +44,20 @@ class _Ear:
         return False
 
 
-async def preload(engine: Engine, *, slot: int, timeout_s: float) -> int:
+async def preload(engine: Engine, *, workloads: Sequence[str], slot: int, timeout_s: float) -> int:
     """Decode a few tokens; answers the decode rate in thousandths of a token per second, 0 when it cannot be told.
+
+    Args:
+        engine: whose.
+        workloads: what it says that it does.
+        slot: to use; -1 = any.
+        timeout_s: it must not take longer.
 
     Raises:
         PreloadError: it failed or took too long.
     """
     ear = _Ear()
-    job = GenerateJob(task_id="preload", attempt=1, prompt="Hello", slot=slot, seed=1, max_tokens=PRELOAD_TOKENS)
+    job = _job(workloads, slot)
     handle = engine.generate(job, ear)
     try:
         async with asyncio.timeout(timeout_s):
@@ -57,7 +69,21 @@ async def preload(engine: Engine, *, slot: int, timeout_s: float) -> int:
         handle.cancel()
     if isinstance(outcome, AttemptFailure):
         raise PreloadError(outcome.message)
+    if job.inputs:
+        return 0
     if outcome.tokens < 1:
         msg = "the engine ended without a token"
         raise PreloadError(msg)
     return (outcome.tokens - 1) * 10**9 // outcome.decode_us if outcome.decode_us else 0
+
+
+def _job(workloads: Sequence[str], slot: int) -> GenerateJob:
+    job = GenerateJob(task_id="preload", attempt=1, slot=slot, seed=1)
+    if "completion" in workloads or not workloads:
+        return msgspec.structs.replace(job, prompt="Hello", max_tokens=PRELOAD_TOKENS)
+    if "chat" in workloads:
+        chat = ChatJob(messages=[{"role": "user", "content": "Hello"}])
+        return msgspec.structs.replace(job, workload="chat", chat=chat, max_tokens=PRELOAD_TOKENS)
+    if "rerank" in workloads:
+        return msgspec.structs.replace(job, workload="rerank", query="Hello", inputs=["Hello"])
+    return msgspec.structs.replace(job, workload="embedding", inputs=["Hello"])

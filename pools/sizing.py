@@ -21,6 +21,7 @@ from .preparing import Order
 _SLOTS: Final = 4
 _CTX_TOTAL: Final = 32_768
 _CTX_UNTOLD: Final = 4_096
+_VECTOR_BATCH: Final = 8_192
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,11 @@ def size_of(order: Order, shape: ModelShape, *, digest: str = "", gpu_bytes: Map
     ctx = settings.ctx or min(shape.ctx_train or _CTX_UNTOLD, max(_CTX_TOTAL, shape.ctx_train) // slots)
     options = _options(settings.provisioning.options)
     options["slots"] = slots
+    given = settings.provisioning.options
+    if (given.get("embedding") or given.get("reranking")) and "ubatch" not in given:
+        # What is embedded or ranked is read at once, so that the engine is started with batches of that size.
+        options["ubatch"] = min(ctx, _VECTOR_BATCH)
+        options.setdefault("batch", options["ubatch"])
     gpus = [device for device in order.devices if device != CPU]
     needed = need(shape, ctx=ctx, devices=0 if settings.devices == CPU else 1, **options)
     event = PoolSized(

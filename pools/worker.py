@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -247,7 +247,7 @@ class Worker:
             client = self._client = self._factory({**self.prepared.config, "url": found.url})
             await self._answers(client)
             properties = await client.properties()
-            rate = await self._decodes(client, found)
+            rate = await self._decodes(client, found, properties.workloads)
         except _TroubleError as error:
             self._unhealthy(error.trouble)
             return
@@ -319,7 +319,7 @@ class Worker:
             detail = f"no answer to a health check within {self._timing.health_timeout_ms} ms"
             return EngineHealth(state=EngineState.UNREACHABLE, detail=detail)
 
-    async def _decodes(self, client: Engine, found: Found) -> int:
+    async def _decodes(self, client: Engine, found: Found, workloads: Sequence[str]) -> int:
         """Make it decode; answers the rate, 0 where it decoded already for whoever asks now.
 
         An engine that ran on while nobody looked after it is at work for the server that was told of it: streams go
@@ -330,7 +330,8 @@ class Worker:
                 return 0
             await self._idles(client)
         slot = 0 if self._host.owned else -1
-        return await preload(client, slot=slot, timeout_s=self._timing.preload_timeout_ms / 1000)
+        timeout_s = self._timing.preload_timeout_ms / 1000
+        return await preload(client, workloads=workloads, slot=slot, timeout_s=timeout_s)
 
     async def _idles(self, client: Engine) -> None:
         """Wait until the engine noticed that nobody waits for what it does."""

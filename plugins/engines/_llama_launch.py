@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from .. import ConfigError, GgufError, LaunchPlan, ProvisionedEngine, containers, read_head, tensor_shares
+from .. import ConfigError, GgufError, GgufHead, LaunchPlan, ProvisionedEngine, containers, read_head, tensor_shares
 from ._llama_log import ADVICE, LOG_CAUSES
 
 PACKAGE: Final = "xllamacpp"
@@ -30,6 +30,14 @@ OPTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "kv_type_v": ("--cache-type-v", KV_TYPES),
     "flash_attention": ("--flash-attn", ("on", "off", "auto")),
 }
+#: switches of ``provisioning.options``: what the server does beside, or instead of, saying texts
+SWITCHES: Final[dict[str, str]] = {"embedding": "--embedding", "reranking": "--reranking"}
+#: how the vectors of an input's tokens become one
+POOLING: Final = ("mean", "cls", "last")
+#: an input to embed or to rank is read at once; longer ones than so many tokens cannot be, unless ``ubatch`` says so
+VECTOR_BATCH: Final = 8192
+#: what a model that ranks has, and others have not
+_HEADS: Final = ("cls.output.weight", "cls.weight")
 #: of a container alone
 MEMORY_OPTION: Final = "memory_limit_mib"
 #: what a program that can do it is told besides: no page for browsers, no context that is shifted, no fitting to the
@@ -70,7 +78,8 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
     """
     engine = config.get("provisioned") or ProvisionedEngine(mode="package")
     path = Path(str(config.get("model_path", "")))
-    trained = _context(path)
+    head = _head(path)
+    trained = head.context_length
     port = int(config["port"])
     slots = int(config.get("slots") or DEFAULT_SLOTS)
     ctx = int(config.get("ctx") or 0) or min(trained or 4096, max(DEFAULT_CTX_TOTAL, trained) // slots)
@@ -89,6 +98,7 @@ def plan(config: Mapping[str, Any]) -> LaunchPlan:
         arguments += ["--alias", str(config["alias"])]
     options = dict(config.get("options") or {})
     memory_mib = _memory_limit(options) if inside else 0
+    arguments += _vectors(options, head, ctx)
     arguments += _options(options)
     devices = [str(device) for device in config.get("devices") or ["cpu"]]
     arguments += _gpu_arguments(config, engine, devices, "gpu_layers" in options)
@@ -130,10 +140,9 @@ def _no_prompt_cache(given: Sequence[str]) -> tuple[str, ...]:
     return () if "--cache-ram" in given else ("--cache-ram", "0")
 
 
-def _context(path: Path) -> int:
-    """Tokens that the model was trained for; 0 where it does not say."""
+def _head(path: Path) -> GgufHead:
     try:
-        return read_head(path).context_length
+        return read_head(path)
     except OSError as error:
         msg = f"the model's file cannot be read: {error}"
         raise ConfigError(msg, field="model", got=str(path), remedy="Correct the path of the model.") from error
@@ -141,11 +150,46 @@ def _context(path: Path) -> int:
         raise ConfigError(str(error), field="model", got=str(path), remedy=ADVICE["bad-model"]) from error
 
 
+def _vectors(options: dict[str, Any], head: GgufHead, ctx: int) -> list[str]:
+    """Arguments of a server that embeds or ranks; their keys are taken out of the options."""
+    asked = {key: options.pop(key, False) for key in SWITCHES}
+    pooling = options.pop("pooling", "")
+    for key, value in asked.items():
+        if not isinstance(value, bool):
+            msg = f"provisioning.options.{key} takes true or false"
+            raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
+    if pooling and (pooling not in POOLING or not asked["embedding"]):
+        msg = f"provisioning.options.pooling takes one of {', '.join(POOLING)}, and belongs to embedding"
+        raise ConfigError(msg, field="provisioning.options.pooling", got=pooling)
+    if not any(asked.values()):
+        return []
+    if all(asked.values()):
+        msg = "provisioning.options: a server embeds or ranks, not both"
+        raise ConfigError(msg, field="provisioning.options.reranking", got=True, remedy="Make two pools.")
+    if asked["reranking"] and not any(tensor.name in _HEADS for tensor in head.tensors):
+        # llama.cpp would not refuse it, and make up scores.
+        msg = "provisioning.options.reranking: this model has no head that ranks"
+        raise ConfigError(msg, field="provisioning.options.reranking", got=True, remedy="Use a model made for ranking.")
+    if asked["embedding"] and not pooling and not head.number("pooling_type"):
+        msg = f"provisioning.options.pooling: the model does not say how it pools; say {', '.join(POOLING)}"
+        remedy = "The model's page says which: mean for most, last for those made of chat models."
+        raise ConfigError(msg, field="provisioning.options.pooling", got=pooling, remedy=remedy)
+    arguments = [SWITCHES[key] for key, value in asked.items() if value]
+    if pooling:
+        arguments += ["--pooling", str(pooling)]
+    if "ubatch" not in options:
+        arguments += ["--ubatch-size", str(min(ctx, VECTOR_BATCH))]
+        if "batch" not in options:
+            arguments += ["--batch-size", str(min(ctx, VECTOR_BATCH))]
+    return arguments
+
+
 def _options(options: Mapping[str, Any]) -> list[str]:
     arguments = []
     for key, value in sorted(options.items()):
         if key not in OPTIONS:
-            msg = f"provisioning.options.{key} is not known to llamacpp; it takes {', '.join(OPTIONS)}"
+            known = ", ".join((*OPTIONS, *SWITCHES, "pooling"))
+            msg = f"provisioning.options.{key} is not known to llamacpp; it takes {known}"
             raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
         argument, words = OPTIONS[key]
         if words and value not in words:

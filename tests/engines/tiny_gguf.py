@@ -47,6 +47,8 @@ class Shape:
     marks: tuple[tuple[str, float], ...] = ()
     #: a space is put before what follows a control token; with it, llama.cpp's grammars of tool calls do not fit
     space_prefix: bool = True
+    #: it has a head that ranks: yes or no
+    ranks: bool = False
 
 
 #: what tests use
@@ -54,6 +56,7 @@ VARIANTS = {
     "plain": Shape(),
     "bytes": Shape(bytes_scale=1.0),
     "ending": Shape(eos_scale=1.6),
+    "ranking": Shape(ranks=True),
     "slow": Shape(width=512, layers=8, heads=8, kv_heads=4, feed_forward=1408, words=700),
 }
 
@@ -69,7 +72,7 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
         scores.append(0.0)
         kinds.append(int(gguf.TokenType.USER_DEFINED))
     head = shape.width // shape.heads
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen3" if shape.ranks else "llama")
     writer.add_name("tiny")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -97,6 +100,12 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
     def normal(*dims: int, scale: float) -> NDArray[np.float32]:
         return (rng.standard_normal(dims) * scale).astype(np.float32)
 
+    if shape.ranks:
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
+
     width, narrow = shape.width, head * shape.kv_heads
     spread = width**-0.5
     writer.add_tensor("token_embd.weight", normal(len(tokens), width, scale=1.0))
@@ -106,6 +115,9 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
         writer.add_tensor(block + "attn_q.weight", normal(width, width, scale=spread))
         writer.add_tensor(block + "attn_k.weight", normal(narrow, width, scale=spread))
         writer.add_tensor(block + "attn_v.weight", normal(narrow, width, scale=spread))
+        if shape.ranks:
+            writer.add_tensor(block + "attn_q_norm.weight", np.ones(head, np.float32))
+            writer.add_tensor(block + "attn_k_norm.weight", np.ones(head, np.float32))
         writer.add_tensor(block + "attn_output.weight", normal(width, width, scale=spread))
         writer.add_tensor(block + "ffn_norm.weight", np.ones(width, np.float32))
         writer.add_tensor(block + "ffn_gate.weight", normal(shape.feed_forward, width, scale=spread))
@@ -120,6 +132,8 @@ def write_model(path: Path, shape: Shape | None = None, *, template: str = CHATM
         output[first_mark + n] *= scale
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     writer.add_tensor("output.weight", output)
+    if shape.ranks:
+        writer.add_tensor("cls.output.weight", normal(2, width, scale=spread))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -20,7 +20,7 @@ MODELS = {
     "tools": write_tool_model,
     "thinking": write_thinking_model,
     "embedding": lambda path: write_model(path, VARIANTS["plain"]),
-    "reranking": lambda path: write_model(path, VARIANTS["plain"]),
+    "reranking": lambda path: write_model(path, VARIANTS["ranking"]),
 }
 STARTED_FOR = {
     "embedding": ("--embedding", "--pooling", "mean", "--ubatch-size", "2048"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS
+from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS, SWITCHES
 from llama_orch.plugins.engines._mock_script import FAULTS, Knobs
 from llama_orch.pools import causes
 from llama_orch.pools.models import errors as models
@@ -26,7 +26,9 @@ def first_cells(text):
 
 
 def test_options_of_llamacpp():
-    assert first_cells(section("llamacpp")) == {*OPTIONS, MEMORY_OPTION, "api_key_env", "provisioning.options"}
+    assert first_cells(section("llamacpp")) == {
+        *(*OPTIONS, *SWITCHES, "pooling", MEMORY_OPTION, "api_key_env", "provisioning.options")
+    }
 
 
 def test_knobs_and_faults_of_the_mock():

@@ -188,3 +188,53 @@ def test_the_head_of_a_model_says_context_and_tokenizer(model, tmp_path):
     other = write_model(tmp_path / "b.gguf", Shape(layers=1, words=51))
     assert read_head(same).tokenizer_digest == head.tokenizer_digest, "neither weights nor template are the tokenizer"
     assert read_head(other).tokenizer_digest != head.tokenizer_digest
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("ranker") / "r.gguf", Shape(layers=1, words=50, ranks=True))
+
+
+def test_a_server_that_embeds_reads_each_input_at_once(model):
+    planned = plan({"model_path": str(model), "port": 1, "options": {"embedding": True, "pooling": "mean"}})
+    assert "--embedding" in planned.argv
+    assert value_of(planned.argv, "--pooling") == "mean"
+    assert value_of(planned.argv, "--ubatch-size") == value_of(planned.argv, "--batch-size") == "2048"
+    told = {"embedding": True, "pooling": "last", "ubatch": 64}
+    planned = plan({"model_path": str(model), "port": 1, "options": told})
+    assert planned.argv.count("--ubatch-size") == 1
+    assert "--batch-size" not in planned.argv
+
+
+def test_a_server_that_ranks_is_started_for_a_model_with_a_head_for_it(ranker):
+    planned = plan({"model_path": str(ranker), "port": 1, "options": {"reranking": True}})
+    assert "--reranking" in planned.argv
+    assert "--pooling" not in planned.argv
+
+
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        ({"embedding": True}, "pooling"),
+        ({"embedding": True, "pooling": "sum"}, "pooling"),
+        ({"pooling": "mean"}, "pooling"),
+        ({"embedding": "yes"}, "embedding"),
+        ({"reranking": True}, "reranking"),
+        ({"reranking": True, "embedding": True}, "reranking"),
+    ],
+)
+def test_what_a_model_cannot_embed_or_rank_is_refused_before_anything_starts(model, options, field):
+    with pytest.raises(ConfigError) as caught:
+        plan({"model_path": str(model), "port": 1, "options": options})
+    assert caught.value.field == f"provisioning.options.{field}"
+
+
+def test_a_model_that_says_how_it_pools_need_not_be_told(ranker):
+    planned = plan({"model_path": str(ranker), "port": 1, "options": {"embedding": True}})
+    assert "--embedding" in planned.argv
+    assert "--pooling" not in planned.argv
+
+
+def test_no_embedding_is_asked_for_where_the_switch_is_off(model):
+    planned = plan({"model_path": str(model), "port": 1, "options": {"embedding": False, "reranking": False}})
+    assert not {"--embedding", "--reranking", "--ubatch-size"} & set(planned.argv)
