@@ -13,6 +13,9 @@ import msgspec
 from .errors import ApiError, LlamaOrchError, UnreachableError, api_error
 from .types import (
     Admission,
+    Budget,
+    BudgetCap,
+    Budgets,
     Models,
     Pools,
     Queue,
@@ -172,6 +175,23 @@ def end_session(session_id: str) -> Call[None]:
     return Call("DELETE", f"/v1/sessions/{_quoted(session_id)}", repeatable=True)
 
 
+def budgets(scope: str | None, subject: str | None) -> Call[Budgets]:
+    """Budgets, of one subject where it is named."""
+    if scope is not None and subject is not None:
+        return _get(_budget_path(scope, subject), Budgets)
+    return _get("/v1/budgets", Budgets, {"scope": scope})
+
+
+def set_budget(scope: str, subject: str, cap: BudgetCap) -> Call[Budget]:
+    """Set what a subject may spend in a window."""
+    return Call("PUT", _budget_path(scope, subject), Budget, body=encode(cap), repeatable=True)
+
+
+def remove_budget(scope: str, subject: str, window: str | None) -> Call[None]:
+    """Remove the budget of a window, or all."""
+    return Call("DELETE", _budget_path(scope, subject), query={"window": window}, repeatable=True)
+
+
 def queue(limit: int | None) -> Call[Queue]:
     """What waits."""
     return _get("/v1/queue", Queue, {"limit": limit})
@@ -203,6 +223,10 @@ def _get(path: str, answer: Any, query: Mapping[str, object] | None = None, *, e
 
 def _task_path(task_id: str) -> str:
     return f"/v1/tasks/{_quoted(task_id)}"
+
+
+def _budget_path(scope: str, subject: str) -> str:
+    return f"/v1/budgets/{_quoted(scope)}/{_quoted(subject)}"
 
 
 def _quoted(part: str) -> str:

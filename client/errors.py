@@ -198,6 +198,10 @@ class RateLimitedError(BackpressureError):
     """The key sends more than its rate allows."""
 
 
+class TaskCancelledError(ApiError):
+    """Somebody cancelled the task before its end, and its answer is not whole."""
+
+
 class UnavailableError(ApiError):
     """The request is fine; the server cannot serve it now."""
 
@@ -227,6 +231,7 @@ BY_CODE: dict[str, type[ApiError]] = {
     "ADMISSION_REJECT": BackpressureError,
     "BAD_TOKEN": BadTokenError,
     "BUDGET_EXHAUSTED": BudgetExhaustedError,
+    "CANCELLED": TaskCancelledError,
     "CONFLICT": ConflictError,
     "CONTEXT_EXCEEDED": ContextExceededError,
     "DEADLINE_UNMET": DeadlineUnmetError,

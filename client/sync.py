@@ -15,12 +15,12 @@ import httpx2
 from . import calls
 from .calls import Backoff, Call, may_repeat
 from .connection import AGENT, LIMITS, STREAM_SILENCE_S, WAIT_MS, failed_task, timeouts, unreachable
-from .errors import LlamaOrchError, UnreachableError, api_error
+from .errors import BadTokenError, LlamaOrchError, UnreachableError, api_error
 from .events import Event, Token, event_of
 from .resume import Cursor
 from .sync_stream import Frames, Stream
 from .target import Target, target_of, trust
-from .types import Admission, Model, Pool, Queue, Session, Task, TaskPage, TaskRequest
+from .types import Admission, Budget, BudgetCap, Model, Pool, Queue, Session, Task, TaskPage, TaskRequest
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Client:
     :param timeout_s: longest silence within a call, seconds.
     :param retries: how often a call that may be repeated is sent again after a broken connection, 429 or 503.
     :param stream_retries: how often in a row a broken stream is taken up again; ``None`` = for ever.
-    :param ca_file: whom to trust for https, instead of the system's authorities.
+    :param ca_file: whom to trust for https; default: ``LLORCH_CA_FILE``, what a server of this machine says, or the system.
     :param client_cert: files of a certificate and its key, for servers that ask for one.
     :param transport: how requests travel, instead of by network.
     :param target: where the server is, instead of ``url`` and ``token``.
@@ -63,7 +63,10 @@ class Client:
         self._retries, self._stream_retries = retries, stream_retries
         self._agent, self._sleep, self._rand, self._new_key = agent, sleep, rand, new_key
         self._http = httpx2.Client(
-            verify=trust(self.url, ca_file, client_cert), trust_env=False, transport=transport, limits=LIMITS
+            verify=trust(self.url, ca_file or self._target.server.ca_file, client_cert),
+            trust_env=False,
+            transport=transport,
+            limits=LIMITS,
         )
 
     @property
@@ -192,6 +195,18 @@ class Client:
         """End a session and free what it keeps; nothing happens when it is over."""
         self.send(calls.end_session(session_id))
 
+    def budgets(self, scope: str | None = None, subject: str | None = None) -> list[Budget]:
+        """Budgets that the caller may see; those of one key or session. :raises NotFoundError: that one has none."""
+        return self.send(calls.budgets(scope, subject)).budgets
+
+    def set_budget(self, scope: str, subject: str, cap: BudgetCap) -> Budget:
+        """Set what a key or session may spend in a window; what was spent is kept."""
+        return self.send(calls.set_budget(scope, subject, cap))
+
+    def remove_budget(self, scope: str, subject: str, *, window: str | None = None) -> None:
+        """Remove the budget of a window, or all of them. :raises NotFoundError: there is none."""
+        self.send(calls.remove_budget(scope, subject, window))
+
     def queue(self, *, limit: int | None = None) -> Queue:
         """What waits, per model; at most ``limit`` tasks of each."""
         return self.send(calls.queue(limit))
@@ -224,6 +239,8 @@ class Client:
             try:
                 return self._send_once(call)
             except LlamaOrchError as error:
+                if isinstance(error, BadTokenError) and self._target.look_again():
+                    continue  # started again, with another key in its file
                 pause_s = pauses.again(error) if may_repeat(call, error) else None
                 if pause_s is None:
                     raise
@@ -269,12 +286,13 @@ class Client:
             request = self._http.build_request(**self._request(call, STREAM_SILENCE_S))
             response = self._http.send(request, stream=True)
             if response.status_code != 200:
-                try:
-                    raise api_error(response.status_code, response.read(), response.headers)
-                finally:
-                    response.close()
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise unreachable(error, self.url) from error
+                error = api_error(response.status_code, response.read(), response.headers)
+                response.close()
+                if isinstance(error, BadTokenError) and self._target.look_again():
+                    return self._open(call)
+                raise error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as broken:
+            raise unreachable(broken, self.url) from broken
         return response
 
     def _pause(self, seconds: float) -> None:

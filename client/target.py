@@ -6,7 +6,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +22,9 @@ class Server:
     """Where a server answers, and what it is told of the caller."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
+    #: whom to trust for https; "" = the system's authorities
+    ca_file: str = ""
 
 
 class Target:
@@ -35,18 +37,24 @@ class Target:
         self._find = find
         self.server = server
 
-    def look_again(self) -> None:
-        """Find it again, after it did not answer; while none is found the last one stays."""
+    def look_again(self) -> bool:
+        """Find it again, after it did not answer or knew the key no more; whether it is another one.
+
+        While none is found the last one stays.
+        """
+        before = self.server
         try:
             self.server = self._find()
         except UnreachableError:
-            return
+            return False
+        return self.server != before
 
 
 def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | None = None) -> Target:
     """The server that is named, else the one of ``LLORCH_URL``, else the one that runs on this user's data directory.
 
     The key is the named one, else that of ``LLORCH_API_TOKEN``; the key in a server's own file goes to that server alone.
+    For https ``LLORCH_CA_FILE`` names whom to trust, else the server's own file.
 
     :param environ: default: this process's.
     :raises LlamaOrchError: the address is none.
@@ -56,13 +64,14 @@ def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | N
     key = token or given.get("LLORCH_API_TOKEN") or ""
     named = url or given.get("LLORCH_URL")
     if named:
-        server = Server(checked(named), key or NO_KEY)
+        server = Server(checked(named), key or NO_KEY, given.get("LLORCH_CA_FILE") or "")
         return Target(server, lambda: server)
     folder = data_directory(given)
 
     def find() -> Server:
         found = _read(folder / _FILE)
-        return Server(checked(found["url"]), key or found.get("token") or NO_KEY)
+        ca_file = given.get("LLORCH_CA_FILE") or found.get("ca_file") or ""
+        return Server(checked(found["url"]), key or found.get("token") or NO_KEY, ca_file)
 
     return Target(find(), find)
 

@@ -104,6 +104,8 @@ class Usage(Struct, frozen=True):
     cached_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    #: of the completion's, those that were thought and not said
+    reasoning_tokens: int = 0
 
 
 class Problem(Struct, frozen=True):
@@ -195,19 +197,84 @@ class Session(Struct, frozen=True, kw_only=True):
     """Turns that belong together."""
 
     session_id: str
+    owner: str = ""
     ttl_ms: int = 0
     ttl_ms_remaining: int = 0
     turns: int = 0
     turn_limit: int = 0
     turns_remaining: int = 0
+    #: tasks that wait or run
+    active_tasks: int = 0
     created_ms: int = 0
     pool_id: str = ""
+    #: an engine holds its KV cache
+    kv_warmth: bool = False
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    #: what its budgets and its key's still allow; ``None`` where none bounds it
+    tokens_budget_remaining: int | None = None
+    time_budget_remaining_ms: int | None = None
+    cost_budget_remaining: str | None = None
 
 
 class Sessions(Struct, frozen=True):
     """Open sessions."""
 
     sessions: list[Session]
+
+
+class Quantities(Struct, frozen=True, kw_only=True):
+    """What was counted, exact to the last unit; ``cost`` is a decimal."""
+
+    tokens: int = 0
+    decode_ms: float = 0
+    cost: str = "0"
+
+
+class Caps(Struct, frozen=True, kw_only=True):
+    """Bounds; ``None`` where there is none."""
+
+    tokens: int | None = None
+    decode_ms: float | None = None
+    cost: str | None = None
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """What a key or session may spend in a window, and has spent."""
+
+    #: key or session
+    scope: str
+    subject: str
+    #: none, day or month
+    window: str = "none"
+    timezone: str = ""
+    #: it follows from the configuration
+    by_default: bool = False
+    caps: Caps = Caps()
+    spent: Quantities = Quantities()
+    #: promised to tasks that run
+    reserved: Quantities = Quantities()
+    #: neither spent nor promised
+    remaining: Caps = Caps()
+    window_start_ms: int = 0
+    window_end_ms: int = 0
+
+
+class Budgets(Struct, frozen=True):
+    """Budgets by scope, subject and window."""
+
+    budgets: list[Budget]
+
+
+class BudgetCap(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What may be spent in a window; what is left out is counted and not bounded."""
+
+    window: Literal["none", "day", "month"] = "none"
+    timezone: str = "UTC"
+    tokens: int | None = None
+    decode_ms: int | None = None
+    #: a decimal
+    cost: str | None = None
 
 
 class QueueEntry(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ import pytest
 from llama_orch.client import (
     AsyncClient,
     AsyncTaskHandle,
+    BadTokenError,
+    BudgetCap,
     Client,
     End,
     InvalidParamsError,
@@ -33,7 +35,9 @@ from llama_orch.client import (
     Token,
     UnreachableError,
 )
+from llama_orch.client.target import Server
 
+URL = "http://server"
 T = "11111111-1111-4111-8111-111111111111"
 REQUEST = TaskRequest(model_ref="m", prompt="hi")
 ACCEPTED = (202, {"task_id": T, "queue_position": 2, "newer": 1})
@@ -77,6 +81,20 @@ def test_retries_end(client, wire):
     assert (len(wire.asked), caught.value.retry_after_ms) == (4, 700)
 
 
+def test_a_server_that_was_started_again_with_another_key_is_asked_with_that(client, wire, servers):
+    refused = (401, {"code": "BAD_TOKEN", "message": "no"})
+    servers.append(Server(URL, "next"))
+    wire.say(refused, {"pools": []})
+    assert client.pools() == []
+    servers.append(Server(URL, "third"))
+    wire.say(refused, [START, piece("end", {}, "1.1")])
+    assert len(list(client.stream(T))) == 2
+    assert [asked.headers["Authorization"].split()[1] for asked in wire.asked] == ["key", "next", "next", "third"]
+    wire.say(refused)
+    with pytest.raises(BadTokenError):
+        client.pools()
+
+
 def test_what_is_wrong_is_not_sent_again(client, wire):
     wire.say((400, {"code": "INVALID_PARAMS", "message": "no", "field": "prompt", "got": 3}))
     with pytest.raises(InvalidParamsError) as caught:
@@ -103,6 +121,11 @@ def test_a_server_that_is_silent_or_away_is_told_apart(client, wire):
         (lambda c: [s.turns for s in c.sessions()], "GET", "/v1/sessions", {"sessions": [{"session_id": "s", "turns": 3}]}, [3]),
         (lambda c: c.session("s").session_id, "GET", "/v1/sessions/s", {"session_id": "s"}, "s"),
         (lambda c: c.end_session("s"), "DELETE", "/v1/sessions/s", None, None),
+        (lambda c: [b.window for b in c.budgets()], "GET", "/v1/budgets", {"budgets": [{"scope": "key", "subject": "k"}]}, ["none"]),
+        (lambda c: c.budgets("session", "s"), "GET", "/v1/budgets/session/s", {"budgets": []}, []),
+        (lambda c: c.set_budget("key", "k", BudgetCap(window="day", tokens=5)).caps.tokens, "PUT", "/v1/budgets/key/k",
+         {"scope": "key", "subject": "k", "caps": {"tokens": 5}}, 5),
+        (lambda c: c.remove_budget("key", "k", window="day"), "DELETE", "/v1/budgets/key/k?window=day", None, None),
         (lambda c: c.queue(limit=1).groups, "GET", "/v1/queue?limit=1", {"groups": []}, []),
         (lambda c: [p.slots for p in c.pools()], "GET", "/v1/pools", {"pools": [{"pool_id": "p", "slots": 2}]}, [2]),
         (lambda c: c.pool_health("p"), "GET", "/v1/pools/p/health", {"live": True}, {"live": True}),

@@ -204,3 +204,10 @@ def test_what_will_not_change_is_not_asked_again():
 def test_a_server_says_how_long_to_wait_at_least():
     refused = api_error(503, b'{"code": "JOURNAL_UNAVAILABLE", "message": "full", "retry_after_ms": 3000}')
     assert cursor().failed(refused)[0] == 3.0
+
+
+def test_a_frame_that_comes_again_is_dropped_and_the_connection_kept():
+    reader = cursor(after="1.2")
+    came = reader.feed(b"".join(encoded("token", {}, f"1.{n}") for n in (1, 2, 2, 3)))
+    assert [frame.id for frame in came] == ["1.3"]
+    assert reader.broken is None

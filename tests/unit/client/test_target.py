@@ -42,9 +42,19 @@ def test_the_key_of_the_servers_file_goes_to_that_server_alone(here):
 
 def test_a_server_that_was_started_again_is_found_with_its_new_key(here):
     target = target_of(None, None, here(token="one"))
+    assert not target.look_again()
     here(url="http://127.0.0.1:2", token="two")
-    target.look_again()
+    assert target.look_again()
     assert target.server == Server("http://127.0.0.1:2", "two")
+
+
+def test_whom_to_trust_comes_from_the_environment_or_the_servers_file_and_keys_are_not_shown(here):
+    environ = here(ca_file="/its.pem", token="secret")
+    assert target_of(None, None, environ).server.ca_file == "/its.pem"
+    assert "secret" not in repr(target_of(None, None, environ).server)
+    environ["LLORCH_CA_FILE"] = "/mine.pem"
+    assert target_of(None, None, environ).server.ca_file == "/mine.pem"
+    assert target_of("https://there", None, environ).server.ca_file == "/mine.pem"
 
 
 def test_while_none_is_found_the_last_one_stays(here, tmp_path):
