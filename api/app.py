@@ -16,7 +16,7 @@ from falcon.asgi import Request, Response
 
 from llama_orch import __version__  # pyright knows no relative name for the root of the folders
 
-from ..core.errors import InvalidParamsError, NotFoundError, OrchError
+from ..core.errors import InvalidParamsError, OrchError
 from ..core.services.caller import Caller
 from ..core.settings import Settings
 from .asgi import Edge
@@ -27,7 +27,7 @@ from .metrics import Metrics
 from .oidc import OidcProvider, fetcher
 from .openapi import document, to_json
 from .operations import Context
-from .problems import RouteError, body_of, headers_of, internal, told
+from .problems import RouteError, body_of, headers_of, internal, no_route, told
 from .server import parse_bind
 
 _log = logging.getLogger("llama_orch.api")
@@ -138,8 +138,7 @@ def translate(error: falcon.HTTPError, req: Request, paths: list[str]) -> OrchEr
     status = error.status_code
     if status == 404:
         near = difflib.get_close_matches(req.path, [p for p in paths if "{" not in p], n=1)
-        msg = f"there is no route {req.path[:200]!r}" + (f"; did you mean {near[0]}?" if near else "")
-        return NotFoundError(msg, field="path", got=req.path[:200], remedy="GET /openapi.json describes every route.")
+        return no_route(req.path, near[0] if near else "")
     if status == 405:
         allowed = _allowed(error)
         msg = f"{req.method} is not served here, only {allowed}"

@@ -23,6 +23,7 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
+import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
@@ -230,6 +231,10 @@ def operation(
 
         @functools.wraps(method)
         async def responder(self: Resource, req: Request, resp: Response, **params: Any) -> None:
+            raw_path: bytes = req.scope.get("raw_path") or b""
+            if b"%" in raw_path and raw_path.count(b"/") < self.route.count("/"):
+                # An encoded slash is part of a name; who filters by path before us sees no such route either.
+                raise falcon.HTTPRouteNotFound
             needed = self.operations[verb].scopes
             if needed != PUBLIC:
                 req.scope["llama_orch.caller"].require_route(needed, req.path)

@@ -10,6 +10,7 @@ import msgspec
 from ..core.errors import (
     InternalError,
     JournalUnavailableError,
+    NotFoundError,
     OrchError,
     StoreRefusedError,
     StoreUnknownError,
@@ -61,6 +62,15 @@ class RouteError(OrchError):
         super().__init__(message, field=field, got=got, remedy=remedy)
         self.status = status  # type: ignore[misc]
         self.code = code  # type: ignore[misc]
+
+
+def no_route(path: str, near: str = "") -> NotFoundError:
+    """There is no such route.
+
+    :param near: one of nearly this name.
+    """
+    msg = f"there is no route {path[:200]!r}" + (f"; did you mean {near}?" if near else "")
+    return NotFoundError(msg, field="path", got=path[:200], remedy="GET /openapi.json describes every route.")
 
 
 def told(error: OrchError) -> OrchError:

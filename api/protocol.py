@@ -153,6 +153,11 @@ class OrchProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._part = HEADERS
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. What comes behind the body is none: it would say who asks after that was looked at."""
+        if self._part == HEADERS:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._part = BODY
         self._header_bytes = 0
@@ -161,6 +166,10 @@ class OrchProtocol(HttpToolsProtocol):
         if version not in SERVED:
             self._refuse(400, "INVALID_PARAMS", f"HTTP/{version} is not served", "Speak HTTP/1.1.")
             msg = "unknown version of HTTP"
+            raise ValueError(msg)  # stops the parser
+        if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._refuse(400, "INVALID_PARAMS", "HTTP/1.0 knows no Transfer-Encoding", "Send a Content-Length.")
+            msg = "where the body ends is not clear"
             raise ValueError(msg)  # stops the parser
         if self._much and sum(len(n) + len(v) for n, v in self.headers) + len(self.url) > self.limits.header_bytes:
             self._too_long()

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llama_orch.api.auth import Secrets
 from llama_orch.api.logs import EventLog
 
 from .live_server import LiveServer, mock_settings
@@ -19,10 +20,10 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
     """Starts servers and ends them."""
     started: list[LiveServer] = []
 
-    def make(log: EventLog | None = None, **changes: Any) -> LiveServer:
+    def make(log: EventLog | None = None, secrets: Secrets | None = None, **changes: Any) -> LiveServer:
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        server = LiveServer(folder, mock_settings(**changes), log)
+        server = LiveServer(folder, mock_settings(**changes), log, secrets)
         started.append(server)
         return server.start()
 

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import uvloop
 
 from llama_orch.api.app import create_app
+from llama_orch.api.auth import Secrets
 from llama_orch.api.logs import EventLog
 from llama_orch.api.server import serve
+from llama_orch.api.tls import server_context
 from llama_orch.core.journal.journal import Journal, JournalOptions
 from llama_orch.core.ports import Engine, EngineProperties
 from llama_orch.core.services.container import Services, build_services
@@ -49,8 +51,11 @@ class Directory:
 class LiveServer:
     """A server on a thread of its own."""
 
-    def __init__(self, folder: Path, settings: Settings, log: EventLog | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, log: EventLog | None = None, secrets: Secrets | None = None
+    ) -> None:
         self.folder = folder
+        self.secrets = secrets
         self.settings = settings
         self.log = log
         self.url = ""
@@ -115,7 +120,7 @@ class LiveServer:
             clock=Clock(),
             api_version="0.0.0-test",
         )
-        app = create_app(services, self.settings, version="0.0.0-test")
+        app = create_app(services, self.settings, version="0.0.0-test", secrets=self.secrets)
         if self.log is not None:
             self.log.subscribe(journal)
         services.start()
@@ -132,7 +137,8 @@ class LiveServer:
             self._up.set()
 
         try:
-            await serve(app, self.settings, stop=self._stop, ready=ready, grace_s=2)
+            tls = server_context(self.settings.tls)
+            await serve(app, self.settings, stop=self._stop, ready=ready, grace_s=2, tls=tls)
         finally:
             await services.close()
             await journal.close()
