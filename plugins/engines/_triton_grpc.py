@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import re
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -84,8 +84,9 @@ class GrpcTransport:
         self._secure = parts.scheme == "grpcs"
         self._name = model
         self._version = version
-        # With this a stream's error comes with its status.
-        self._metadata = (*((k.lower(), v) for k, v in headers.items()), ("triton_grpc_error", "true"))
+        # Without `triton_grpc_error`, which would give errors in streams a status: Triton 2.51 with it can die of a call
+        # that is cancelled.
+        self._metadata = tuple((name.lower(), value) for name, value in headers.items())
         self._channel: Any = None
         self._stub: Any = None
         self._attempts: set[GrpcAttempt] = set()
@@ -156,10 +157,9 @@ class GrpcTransport:
         """An attempt is over."""
         self._attempts.discard(attempt)
 
-    def stream(self, tensors: Mapping[str, Any], model: Model) -> Any:
-        """Begin a call that streams the answer to these inputs."""
-        messages = self._messages
-        request = messages.ModelInferRequest(model_name=self._name, model_version=self._version)
+    def request(self, tensors: Mapping[str, Any], model: Model) -> Any:
+        """The message that asks the model for a stream."""
+        request = self._messages.ModelInferRequest(model_name=self._name, model_version=self._version)
         # The last response says that it is, also when it holds nothing else.
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         for name, value in tensors.items():
@@ -170,11 +170,11 @@ class GrpcTransport:
             shape = [1] * (len(tensor.shape) - 1) + [len(values)]
             wire = request.inputs.add(name=name, datatype=tensor.datatype, shape=shape)
             getattr(wire.contents, field).extend(kind(each) for each in values)
+        return request
 
-        async def one() -> AsyncIterator[Any]:
-            yield request
-
-        return self._connected().ModelStreamInfer(one(), metadata=self._metadata)
+    def call(self) -> Any:
+        """Begin a call that streams, whose requests are still to be written. :raises RefusedError: it is closed."""
+        return self._connected().ModelStreamInfer(metadata=self._metadata)
 
     def failure_of(self, error: Exception, *, begun: bool) -> AttemptFailure:
         """What a failed call means for an attempt."""
@@ -280,16 +280,27 @@ class GrpcAttempt:
     async def _run(self, tensors: Mapping[str, Any], model: Model) -> None:
         transport, call = self._transport, None
         try:
-            call = transport.stream(tensors, model)
+            call = transport.call()
             self.asked = True
             self._owner.sent += 1
-            async for response in call:
-                if self._heard(response):
+            await call.write(transport.request(tensors, model))
+            # As Triton's own client does, the end of the requests stays open while the answer comes, and a call whose
+            # answer is complete is not cancelled but read to its end.
+            while not self._answer.over():
+                response = await call.read()
+                if not response:
+                    self._answer.fail("cut", "the stream ended without its last response")
                     break
+                self._heard(response)
                 if not self._go.is_set():
                     await self._go.wait()
-            else:
-                self._answer.fail("cut", "the stream ended without its last response")
+            if self._answer.failure is not None:
+                self._fail(self._answer.failure)
+            if self.vacated:
+                await call.done_writing()
+                while await call.read():
+                    pass
+                call = None
         except RefusedError as error:
             self.vacated = True
             self._fail(error.failure)
@@ -305,14 +316,12 @@ class GrpcAttempt:
         finally:
             if call is not None:
                 call.cancel()
-        if self._answer.failure is not None:
-            self._fail(self._answer.failure)
 
-    def _heard(self, response: Any) -> bool:
-        """One response; whether it was the last one."""
+    def _heard(self, response: Any) -> None:
+        """One response."""
         sink, answer = self._sink, self._answer
         if sink is None:
-            return True
+            return
         begun = answer.start is not None
         last = False
         if response.error_message:
@@ -327,6 +336,7 @@ class GrpcAttempt:
                 except (UnicodeDecodeError, struct.error, IndexError) as error:
                     answer.fail("garbage", f"a response cannot be read: {error}")
         if last:
+            self.vacated = True
             answer.complete()
         if answer.start is not None and not begun:
             sink.started(answer.start)
@@ -336,10 +346,8 @@ class GrpcAttempt:
             if sink.pressure():
                 self._go.clear()
         if answer.end is not None and self._sink is not None:
-            self.vacated = last
             self._leave()
             sink.ended(answer.end)
-        return answer.over()
 
     def _fail(self, failure: AttemptFailure) -> None:
         sink = self._sink
