@@ -47,7 +47,8 @@ _encode = msgspec.json.Encoder().encode
 _SCOPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tasks": (("inference",), ("inference",)),
     "sessions": (("inference",), ("inference",)),
-    "openai": (("inference",), ("inference",)),
+    "openai": (("inference", "read"), ("inference",)),
+    "capabilities": (("inference", "read"), ("admin",)),
     "anthropic": (("inference",), ("inference",)),
     "journal": (("admin",), ("admin",)),
     "keys": (("admin",), ("admin",)),

@@ -145,6 +145,7 @@ class CountTokensResource(Resource):
 
     @operation(
         "Count a message's tokens.",
+        changes=False,
         errors=(ModelNotFoundError, PoolUnreadyError),
         request_headers=_HEADERS,
         answer_headers={"request-id": "The request's correlation id.", **IGNORED_HELP},

@@ -141,7 +141,13 @@ class _Asking(Resource):
 class TokenizeResource(_Asking):
     """Tokens of a text."""
 
-    @operation("Tokenize a text or a chat.", errors=_ERRORS, request_headers=STRICT_HELP, answer_headers=IGNORED_HELP)
+    @operation(
+        "Tokenize a text or a chat.",
+        changes=False,
+        errors=_ERRORS,
+        request_headers=STRICT_HELP,
+        answer_headers=IGNORED_HELP,
+    )
     async def on_post(self, call: Call, body: TokenizeRequest, raw: bytes) -> TokenizeBody | Answer:
         """By the model's own tokenizer, which needs a loaded pool. `content` as llama.cpp takes it, `prompt` or `messages`
         as vLLM does."""
@@ -187,7 +193,13 @@ class TokenizeResource(_Asking):
 class DetokenizeResource(_Asking):
     """Text of tokens."""
 
-    @operation("Tell the text of token ids.", errors=_ERRORS, request_headers=STRICT_HELP, answer_headers=IGNORED_HELP)
+    @operation(
+        "Tell the text of token ids.",
+        changes=False,
+        errors=_ERRORS,
+        request_headers=STRICT_HELP,
+        answer_headers=IGNORED_HELP,
+    )
     async def on_post(self, call: Call, body: DetokenizeRequest, raw: bytes) -> DetokenizeBody | Answer:
         """By the model's own tokenizer, which needs a loaded pool."""
         headers = self.headers(call, raw, DetokenizeRequest, [])
@@ -200,7 +212,11 @@ class ApplyTemplateResource(_Asking):
     """The prompt of a chat."""
 
     @operation(
-        "Apply a model's chat template.", errors=_ERRORS, request_headers=STRICT_HELP, answer_headers=IGNORED_HELP
+        "Apply a model's chat template.",
+        changes=False,
+        errors=_ERRORS,
+        request_headers=STRICT_HELP,
+        answer_headers=IGNORED_HELP,
     )
     async def on_post(self, call: Call, body: ApplyTemplateRequest, raw: bytes) -> ApplyTemplateBody | Answer:
         """What the model would be given to go on from."""

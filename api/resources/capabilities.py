@@ -13,6 +13,7 @@ class CapabilitiesResource(Resource):
 
     @operation("Report capabilities.")
     async def on_get(self, call: Call) -> dict[str, Any]:
-        """Engines with versions, contexts, workloads and free slots, models and devices, derived from the live pools."""
-        report: dict[str, Any] = self.services.capabilities.report()
+        """Engines with versions, contexts, workloads and free slots, models and devices, derived from the live pools; the rates are
+        those of the caller's key."""
+        report: dict[str, Any] = self.services.capabilities.report(call.caller)
         return report

@@ -25,6 +25,17 @@ def duration_ms(text: str) -> int:
     return int(found[1]) * _UNITS_MS[found[2]]
 
 
+def budget(text: str) -> dict[str, Any]:
+    """A cap such as ``tokens=1000000/day``. :raises ValueError: it is none."""
+    found = re.fullmatch(
+        r"(?:(tokens|decode_ms)=(\d{1,15})|cost=(\d{1,12}(?:\.\d{1,12})?))(?:/(none|day|month))?", text
+    )
+    if not found:
+        raise ValueError(text)
+    what, number, cost, window = found.groups()
+    return {"window": window or "none", **({what: int(number)} if what else {"cost": cost})}
+
+
 duration_ms.__name__ = "time"  # what argparse calls it: "invalid time value"
 
 
@@ -60,6 +71,14 @@ def _body(options: argparse.Namespace) -> dict[str, Any]:
 def _create_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="what to call it")
     _limits(parser)
+    parser.add_argument(
+        "--budget",
+        action="append",
+        type=budget,
+        dest="budgets",
+        metavar="WHAT=N[/WINDOW]",
+        help="what it may spend: tokens=1000000/day, cost=25/month, decode_ms=60000; may be repeated",
+    )
 
 
 @command("keys create", "make a key and print it, once", arguments=_create_arguments, needs="server")
@@ -69,7 +88,14 @@ def create(options: argparse.Namespace, shell: Shell) -> int:
 
     export OPENAI_API_KEY=$(llama-orch keys create agent --rpm 60 --expires 30d)
     """
-    made = client_of(options, shell).post("/v1/keys", {"name": options.name, **_body(options)})
+    body = {"name": options.name, **_body(options)}
+    if options.budgets:
+        # Several caps of one window are one budget.
+        windows: dict[str, dict[str, Any]] = {}
+        for cap in options.budgets:
+            windows.setdefault(cap["window"], {}).update(cap)
+        body["budgets"] = list(windows.values())
+    made = client_of(options, shell).post("/v1/keys", body)
     return _tell_secret(made, shell)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..journal.journal import Journal
 from ..projections.pools import PoolState
 from ..settings import Settings
+from .caller import Caller
 from .engines import EngineDirectory
 from .gpus import GpuService
 
@@ -23,12 +24,12 @@ class Capabilities:
         self._settings = settings
         self._api_version = api_version
 
-    def report(self) -> dict[str, Any]:
-        """Engines of ready pools, models and devices."""
+    def report(self, caller: Caller) -> dict[str, Any]:
+        """Engines of ready pools, models and devices, with the rates that the caller may use."""
         pools = [p for _, p in sorted(self._journal.head.pools.by_id.items())]
         return {
             "api_version": self._api_version,
-            "engines": [self._engine(p) for p in pools if p.ready],
+            "engines": [self._engine(p, caller) for p in pools if p.ready],
             "models": self.models(),
             "devices": self._gpus.devices(),
         }
@@ -47,7 +48,7 @@ class Capabilities:
             model["ctx_max"] = max(model["ctx_max"], pool.observed.ctx if pool.observed else 0)
         return [out[k] for k in sorted(out)]
 
-    def _engine(self, pool: PoolState) -> dict[str, Any]:
+    def _engine(self, pool: PoolState, caller: Caller) -> dict[str, Any]:
         pool_id = pool.declared.pool_id
         properties = self._engines.properties(pool_id)
         profile = next((p.sampler_profile_version for p in self._settings.pools if p.id == pool_id), "")
@@ -62,7 +63,9 @@ class Capabilities:
             "supported_workloads": sorted(properties.workloads) if properties else [],
             "concurrency": pool.slots,
             "slots_free": max(0, pool.slots - self._journal.head.leases.count(pool_id)),
-            "rate_limits": {},
+            "rate_limits": {
+                name: limit for name in ("requests_per_minute", "tokens_per_minute") if (limit := getattr(caller, name))
+            },
             "features": ["stream", "resume", "cancel", "idempotency"]
             + (["strict-determinism"] if properties and properties.strict_capable and pool.slots == 1 else []),
         }

@@ -20,6 +20,7 @@ from ..errors import BadTokenError, ConflictError, ForbiddenError, NotFoundError
 from ..events.key import KeyChanged, KeyCreated, KeyExpired, KeyRevoked, KeyRotated
 from ..journal.journal import Journal
 from ..projections.keys import KeyState
+from ..settings import BudgetCapSettings
 from .caller import Caller
 
 #: what every key begins with, so that scanners for secrets know one
@@ -58,6 +59,8 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tokens_per_minute: Rate = 0
     #: how long it is accepted; 0 = until it is revoked
     ttl_ms: TimeMs = 0
+    #: what it may spend, at most one for each window
+    budgets: Annotated[list[BudgetCapSettings], Meta(max_length=3)] = []
 
 
 class KeyPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -183,7 +183,7 @@ class FakeServices:
         self.state(pool_id)
         return {"pool_id": pool_id}
 
-    def report(self) -> dict[str, Any]:
+    def report(self, caller: Caller) -> dict[str, Any]:
         return {"engines": []}
 
     def models(self) -> list[dict[str, Any]]:
