@@ -213,12 +213,11 @@ def test_a_failed_task_is_an_error_with_its_code(client: anthropic.Anthropic) ->
 
 
 def test_a_task_that_fails_in_its_stream_raises_in_the_client(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.APIStatusError) as caught:
-        with client.messages.stream(
-            model="mock", max_tokens=9, messages=fault("cut:3"), extra_body={"recovery": "none"}
-        ) as stream:
-            for _ in stream.text_stream:
-                pass
+    with client.messages.stream(
+        model="mock", max_tokens=9, messages=fault("cut:3"), extra_body={"recovery": "none"}
+    ) as stream:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            stream.until_done()
     told = caught.value.body
     assert isinstance(told, dict)
     assert told["error"]["code"]
