@@ -1,4 +1,4 @@
-"""A whole server in this process: real journal on SQLite, real services, the mock engine, real HTTP on a loopback port."""
+"""A whole server in this process: real journal on SQLite, real services, the mock engine or a llama.cpp server, real HTTP on a loopback port."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from llama_orch.core.journal.journal import Journal, JournalOptions
 from llama_orch.core.ports import Engine, EngineProperties
 from llama_orch.core.services.container import Services, build_services
 from llama_orch.core.settings import PoolSettings, Settings
+from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.engines.mock import MockEngine
 from llama_orch.plugins.manager import PluginManager
 
@@ -60,7 +61,7 @@ class LiveServer:
         self.log = log
         self.url = ""
         self.services: Services
-        #: by pool
+        #: by pool; those with a URL are llama.cpp servers and stand elsewhere
         self.engines: dict[str, MockEngine] = {}
         self._loop: asyncio.AbstractEventLoop
         self._up = threading.Event()
@@ -104,6 +105,13 @@ class LiveServer:
             self._failure = error
             self._up.set()
 
+    def _engine(self, pool: PoolSettings) -> Engine:
+        if pool.provisioning.url:
+            return LlamaCpp({"url": pool.provisioning.url})
+        options = {"slots": pool.slots or 4, "ctx": pool.ctx or 4096, **pool.provisioning.options}
+        mock = self.engines[pool.id] = MockEngine(options)
+        return mock
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
@@ -127,8 +135,7 @@ class LiveServer:
         self.host = StandInHost(services)
         services.pools.declare(self.settings)
         for pool in self.settings.pools:
-            engine = MockEngine({"slots": pool.slots or 4, "ctx": pool.ctx or 4096, **pool.provisioning.options})
-            directory.engines[pool.id] = self.engines[pool.id] = engine
+            directory.engines[pool.id] = engine = self._engine(pool)
             directory.known[pool.id] = properties = await engine.properties()
             self.host.ready(pool.id, properties, decode_mtok_s=0)
 
