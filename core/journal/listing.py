@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..entries import unpack, unpack_transcript
+from ..entries import EntryBatch, unpack, unpack_transcript
 from ..frames import Frame, decode_facts, decode_texts
 from ..ports import JournalStore
 
@@ -57,13 +57,20 @@ def events_in(frame: Frame, *, texts: bool = False) -> Iterator[dict[str, Any]]:
         if chunk.body is None:
             event["dropped"] = True
         elif texts:
-            event["texts"] = unpack(chunk.body).texts
+            batch = unpack(chunk.body)
+            event |= {"texts": batch.texts, "each": _each(batch)}
         yield event
     if texts:
         for chunk in chunks:
             if chunk.is_transcript and chunk.body is not None:
-                text = "".join(unpack_transcript(chunk.body).batch.texts)
-                yield {"frame_no": frame.frame_no, "name": "transcript", "task_no": chunk.task_no, "text": text}
+                batch = unpack_transcript(chunk.body).batch
+                event = {"frame_no": frame.frame_no, "name": "transcript", "task_no": chunk.task_no}
+                yield event | {"text": "".join(batch.texts), "each": _each(batch)}
+
+
+def _each(batch: EntryBatch) -> dict[str, Any]:
+    """What a bill is added up from: of each entry its tokens, and the microseconds since the one before."""
+    return {"tokens": batch.tokens or [1] * len(batch), "dts_us": batch.dts_us}
 
 
 def newest(store: JournalStore, last_frame: int, *, limit: int, stream: str = "") -> list[dict[str, Any]]:
