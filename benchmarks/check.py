@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .report import fastest_router, figure, table
 from .results import EdgeRun, LoadRun, Results
+from .targets import METERED_NAME, METERED_TASKS_NAME, TASKS_NAME
 
 if TYPE_CHECKING:
     from .restart import Built, Start
@@ -23,6 +24,9 @@ OURS = "llama-orch"
 
 #: PERF-1: CPU per token, as a multiple of the faster Rust router's.
 CPU_RATIOS = {"ii": 2.0, "iib": 2.0, "iii": 1.3, "iv": 1.3}
+
+#: What a chat may cost beside the native route, both in the same run.
+CHAT_RATIO = 1.05
 
 #: PERF-2: what is added to the median frame, in ms, at one stream, at 64 and at 256.
 FRAME_P50_MS = {"ib": 0.5, "ii": 4.0, "iii": 4.0}
@@ -80,6 +84,19 @@ def cpu_bars(results: Results) -> list[Bar]:
         router = fastest_router(results, load, lambda row: row.cpu_us_per_token)
         ratio = ours / router if ours is not None and router else None
         bars.append(Bar("PERF-1", f"CPU per token at {load}, beside the faster router", ratio, limit, "×"))
+    return bars
+
+
+def chat_bars(results: Results) -> list[Bar]:
+    """What a chat costs beside the native route, without and with keys, budgets and limits (where those were measured)."""
+    bars = []
+    for chat, tasks in ((OURS, TASKS_NAME), (METERED_NAME, METERED_TASKS_NAME)):
+        if chat != OURS and not any(row.target == chat for row in results.loads):
+            continue
+        for load in CPU_RATIOS:
+            cost, native = (results.median(name, load, lambda row: row.cpu_us_per_token) for name in (chat, tasks))
+            ratio = cost / native if cost is not None and native else None
+            bars.append(Bar("PERF-1", f"CPU per token at {load}, {chat} beside {tasks}", ratio, CHAT_RATIO, "×"))
     return bars
 
 
@@ -152,7 +169,7 @@ def _slowest(edge: EdgeRun | None, times: Callable[[EdgeRun], list[float | None]
 
 def all_bars(results: Results) -> list[Bar]:
     """Every bar, in the order of the requirements."""
-    return [*cpu_bars(results), *latency_bars(results), *rate_bars(results), *edge_bars(results)]
+    return [*cpu_bars(results), *chat_bars(results), *latency_bars(results), *rate_bars(results), *edge_bars(results)]
 
 
 def queue_bars(runs: Sequence[dict[str, Any]], small: int, large: int) -> list[Bar]:

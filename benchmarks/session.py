@@ -160,7 +160,13 @@ class Session:
             self._tell(f"{launch.name}: {reason}")
             return
         self.versions[launch.name] = launch.version
-        for target in catalogue.faces(launch, self._names):
+        try:
+            found = catalogue.faces(launch, self._names)
+        except OSError as error:
+            self.absent.append(Absent(launch.name, f"makes no key: {error}"))
+            self._tell(f"{launch.name} makes no key: {error}")
+            return
+        for target in found:
             problem = self._warm_up(target)
             if problem:
                 self.absent.append(Absent(target.name, f"does not answer as it should: {problem}"))
@@ -186,7 +192,8 @@ class Session:
         """What the load generator measured; `error` is empty when every request succeeded."""
         command = [str(self._native.loadgen), "--port", str(target.port), "--api", target.api]
         command += [*load.arguments(), "--timeout", str(limit_s)]
-        printed = subprocess.run(command, capture_output=True, text=True, timeout=limit_s + 30, check=False)
+        env = {**os.environ, "LOADGEN_BEARER": target.bearer}
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=limit_s + 30, check=False, env=env)
         return parse_loadgen(printed.stdout)
 
     def watched(self, target: Target) -> Watched:

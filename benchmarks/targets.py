@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 import sys
+import urllib.request
 import venv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .native import BUILD, HERE, Native
 from .processes import free_port
@@ -41,6 +45,8 @@ class Target:
     service: str | None = None
     loads: frozenset[str] | None = None
     fsync_delay_ms: int = 0
+    #: what it is asked with
+    bearer: str = field(default="", repr=False)
 
     def runs(self, load: str) -> bool:
         return self.loads is None or load in self.loads
@@ -55,7 +61,9 @@ class Launch:
     port: int
     ready: str
     version: str
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Makes, once it is up, the key that its callers need.
+    make_key: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,8 @@ def orchestrator_program() -> Path | None:
     return Path(found) if found else None
 
 
-def orchestrator_configuration(port: int, engine_port: int, data_dir: Path) -> str:
-    """The configuration file: one pool, which is the mock engine. JSON is YAML too."""
+def orchestrator_configuration(port: int, engine_port: int, data_dir: Path, *, metered: bool = False) -> str:
+    """The configuration file: one pool, which is the mock engine, with prices when all is metered. JSON is YAML too."""
     pool = {
         "id": "bench",
         "engine": "llamacpp",
@@ -158,32 +166,66 @@ def orchestrator_configuration(port: int, engine_port: int, data_dir: Path) -> s
         "slots": SLOTS,
         "provisioning": {"mode": "external", "url": f"http://127.0.0.1:{engine_port}"},
     }
-    settings = {
+    settings: dict[str, Any] = {
         "bind": f"127.0.0.1:{port}",
         "data_dir": str(data_dir),
         "log": {"level": "warning"},  # as the peers: no line per request
         "pools": [pool],
     }
+    if metered:
+        settings["prices"] = {"mock": {"input": "0.15", "cached": "0.075", "output": "0.6", "second": "0.000001"}}
     return json.dumps(settings, indent=2)
 
 
-def orchestrator(name: str, engine_port: int, folder: Path, native: Native, fsync_delay_ms: int) -> Launch | Missing:
-    """llama-orch as it is shipped, journal on; with a slower disk when a delay is given."""
+def orchestrator(
+    name: str, engine_port: int, folder: Path, native: Native, fsync_delay_ms: int, *, metered: bool = False
+) -> Launch | Missing:
+    """llama-orch as it is shipped, journal on; with a slower disk when a delay is given.
+
+    ``metered``: its callers need a key, which has limits and a budget of tokens, time and money that they never reach.
+    """
     program = orchestrator_program()
     if program is None:
         return Missing(name, "not installed (make bench installs it into .venv)")
     port = free_port()
-    home = folder / f"llama-orch-{fsync_delay_ms}"
+    home = folder / f"llama-orch-{fsync_delay_ms}{'-metered' if metered else ''}"
     home.mkdir(mode=0o700)
     configuration = home / "config.yaml"
-    configuration.write_text(orchestrator_configuration(port, engine_port, home / "data"))
+    configuration.write_text(orchestrator_configuration(port, engine_port, home / "data", metered=metered))
     configuration.chmod(0o600)
     env = {}
+    make_key = None
+    if metered:
+        env["LLORCH_API_TOKEN"] = token = secrets.token_urlsafe(32)
+        make_key = partial(metered_key, f"http://127.0.0.1:{port}", token)
     if fsync_delay_ms:
-        env = {"LD_PRELOAD": str(native.fsync_delay), "FSYNC_DELAY_MS": str(fsync_delay_ms)}
+        env |= {"LD_PRELOAD": str(native.fsync_delay), "FSYNC_DELAY_MS": str(fsync_delay_ms)}
     asked = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False)
     version = asked.stdout.split()[-1] if asked.stdout.split() else "?"
-    return Launch(name, [str(program), "serve", "--config", str(configuration)], port, "/readyz", version, env)
+    command = [str(program), "serve", "--config", str(configuration)]
+    return Launch(name, command, port, "/readyz", version, env, make_key)
+
+
+def metered_key(url: str, token: str) -> str:
+    """A new key of a server, with limits and a budget of each kind.
+
+    Raises:
+        OSError: the server does not make one.
+    """
+    enough = 9_000_000_000
+    spec = {
+        "name": "bench",
+        "requests_per_minute": 1_000_000,
+        "tokens_per_minute": 1_000_000_000,
+        "budgets": [{"window": "day", "tokens": enough, "decode_ms": enough, "cost": "1000000"}],
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/keys",
+        json.dumps(spec).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)["secret"])
 
 
 def launches(names: set[str], engine_port: int, folder: Path, native: Native) -> list[Launch | Missing]:
@@ -199,6 +241,8 @@ def launches(names: set[str], engine_port: int, folder: Path, native: Native) ->
             found.append(router("sglang-router", "sglang_router.launch_router", engine_port, python))
     if names & {"llama-orch", TASKS_NAME}:
         found.append(orchestrator("llama-orch", engine_port, folder, native, 0))
+    if names & {METERED_NAME, METERED_TASKS_NAME}:
+        found.append(orchestrator(METERED_NAME, engine_port, folder, native, 0, metered=True))
     for delay in FSYNC_DELAYS_MS:
         if slow_disk_name(delay) in names:
             found.append(orchestrator(slow_disk_name(delay), engine_port, folder, native, delay))
@@ -206,6 +250,9 @@ def launches(names: set[str], engine_port: int, folder: Path, native: Native) ->
 
 
 TASKS_NAME = "llama-orch /v1/tasks"
+METERED_NAME = "llama-orch metered"
+METERED_TASKS_NAME = "llama-orch metered /v1/tasks"
+_STREAMED = frozenset({"i", "ib", "ii", "iib", "iii", "iv"})
 
 
 def slow_disk_name(delay_ms: int) -> str:
@@ -220,16 +267,28 @@ NAMES = (
     "sglang-router",
     "llama-orch",
     TASKS_NAME,
+    METERED_NAME,
+    METERED_TASKS_NAME,
     *(slow_disk_name(delay) for delay in FSYNC_DELAYS_MS),
 )
 
 
 def faces(launch: Launch, names: set[str]) -> list[Target]:
-    """The targets that a running service answers for."""
+    """The targets that a running service answers for.
+
+    Raises:
+        OSError: the key that it has to be asked with cannot be made.
+    """
+    if launch.name == METERED_NAME:
+        bearer = launch.make_key() if launch.make_key is not None else ""
+        both = [
+            Target(METERED_NAME, "chat", launch.port, launch.name, bearer=bearer),
+            Target(METERED_TASKS_NAME, "tasks", launch.port, launch.name, loads=_STREAMED, bearer=bearer),
+        ]
+        return [target for target in both if target.name in names]
     if launch.name == "llama-orch":
         found = [Target("llama-orch", "chat", launch.port, launch.name)]
-        streamed = frozenset({"i", "ib", "ii", "iib", "iii", "iv"})
-        found.append(Target(TASKS_NAME, "tasks", launch.port, launch.name, loads=streamed))
+        found.append(Target(TASKS_NAME, "tasks", launch.port, launch.name, loads=_STREAMED))
         return [target for target in found if target.name in names]
     for delay in FSYNC_DELAYS_MS:
         if launch.name == slow_disk_name(delay):

@@ -19,6 +19,8 @@ def good(make_run):
         rows.append(make_run("vllm-router", load, cpu_s=40.0, tokens=MILLION, tok_s=300_000, req_s=17_000))
         rows.append(make_run("sglang-router", load, cpu_s=50.0, tokens=MILLION, tok_s=280_000, req_s=9_000))
         ours = make_run("llama-orch", load, cpu_s=44.0, tokens=MILLION, tok_s=260_000, req_s=16_000)
+        for name in ("llama-orch /v1/tasks", "llama-orch metered", "llama-orch metered /v1/tasks"):
+            rows.append(make_run(name, load, cpu_s=43.0, tokens=MILLION))
         rows.append(replace(ours, frame_us=Quantiles(500, 9_000, 0), first_token_us=Quantiles(2_100, 0, 0)))
     return rows
 
@@ -47,6 +49,7 @@ def test_a_good_run_holds_every_bar(good):
         ("iib", {"cpu_s": 81.0}, "CPU per token at iib,"),
         ("iii", {"cpu_s": 53.0}, "CPU per token at iii,"),
         ("iv", {"cpu_s": 53.0}, "CPU per token at iv,"),
+        ("iv", {"cpu_s": 46.0}, "CPU per token at iv, llama-orch beside llama-orch /v1/tasks"),
         ("ib", {"frame_us": Quantiles(700, 800, 0)}, "added per frame at ib, median"),
         ("ii", {"frame_us": Quantiles(4_200, 5_000, 0)}, "added per frame at ii, median"),
         ("iii", {"frame_us": Quantiles(1_000, 15_500, 0)}, "added per frame at iii, p99"),
@@ -121,3 +124,8 @@ def test_the_command_holds_a_stored_run(tmp_path, capsys, good):
     path.write_text("\n".join(map(to_line, change(good, "llama-orch", "ii", cpu_s=90.0))))
     assert main([str(path)]) == 1
     assert "CPU per token at ii" in capsys.readouterr().out
+
+
+def test_a_chat_that_costs_more_than_the_native_route_with_keys_and_budgets_is_named(good):
+    dear = change(good, "llama-orch metered", "iii", cpu_s=46.0)
+    assert missed(dear) == ["CPU per token at iii, llama-orch metered beside llama-orch metered /v1/tasks"]

@@ -26,6 +26,7 @@ def test_targets_are_chosen_by_name_or_by_what_several_begin_with():
     assert targets.select("") == set(targets.NAMES)
     assert targets.select("direct,ngin") == {"direct", "nginx"}
     assert targets.select("llama-orch") == {"llama-orch"}
+    assert targets.select("llama-orch m") == {"llama-orch metered", "llama-orch metered /v1/tasks"}
     assert targets.select("llama-orch +") == {"llama-orch +2ms fsync", "llama-orch +10ms fsync"}
 
 
@@ -46,6 +47,11 @@ def test_one_server_answers_for_two_targets_and_a_slow_disk_runs_paced_loads_onl
         "llama-orch /v1/tasks",
     ]
     assert [target.name for target in targets.faces(launch, {"llama-orch"})] == ["llama-orch"]
+    metered = Launch("llama-orch metered", [], 8080, "/readyz", "1", make_key=lambda: "lo_x")
+    assert [(target.name, target.bearer) for target in targets.faces(metered, set(targets.NAMES))] == [
+        ("llama-orch metered", "lo_x"),
+        ("llama-orch metered /v1/tasks", "lo_x"),
+    ]
     (slow,) = targets.faces(Launch("llama-orch +2ms fsync", [], 8080, "/readyz", "1"), set(targets.NAMES))
     assert slow.fsync_delay_ms == 2
     assert slow.runs("ii") and not slow.runs("iv")
