@@ -130,9 +130,8 @@ class Books:
 
     def _entries(self, event: dict[str, Any]) -> None:
         bill = self._of.get(event.get("task_no", -1))
-        if bill is None or "each" not in event:
-            return  # its task has a transcript
-        assert event["first_ordinal"] == len(bill.tokens) + 1
+        if bill is None or "each" not in event or event["first_ordinal"] != len(bill.tokens) + 1:
+            return  # some of its task's were dropped, since there is a transcript: that holds all of them
         bill.tokens = bill.tokens + event["each"]["tokens"]
         bill.dts_us = bill.dts_us + event["each"]["dts_us"]
 
