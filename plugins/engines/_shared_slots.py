@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from .. import ConfigError
 from ._slots import SlotAnswer, SlotWatch
 
 #: A server that others use too is never seen idle. It has a scheduler of its own, so that a slot which is given away
 #: too early costs a wait inside the server and nothing else; in seconds.
-PATIENCE_S: Final = 3.0
+RELEASE_MS: Final = 3_000
+
+
+def patience(options: Mapping[str, Any]) -> float:
+    """How long to look at most, in seconds, by the option ``release_ms``. :raises ConfigError: it is no such number."""
+    told = options.get("release_ms")
+    try:
+        found = RELEASE_MS if told is None else int(told)
+    except (TypeError, ValueError):
+        found = -1
+    if found < 0:
+        msg = "a time in milliseconds is a number, 0 or more"
+        raise ConfigError(msg, field="provisioning.options.release_ms", got=told)
+    return found / 1000
 
 
 class SharedSlots:
@@ -22,7 +36,7 @@ class SharedSlots:
         patience_s: a slot counts as free after so long, whatever the server says.
     """
 
-    def __init__(self, in_use: Callable[[], Awaitable[int | None]], *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, in_use: Callable[[], Awaitable[int | None]], *, patience_s: float) -> None:
         self._in_use = in_use
         self._patience_s = patience_s
         self._watch = SlotWatch(self._look)

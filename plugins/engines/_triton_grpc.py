@@ -187,8 +187,6 @@ class GrpcTransport:
             return AttemptFailure(kind="unreachable", message=f"{self._target}: {text}")
         if name == "CANCELLED" or (name in ("UNAVAILABLE", "INTERNAL", "UNKNOWN") and _CUT.search(text)):
             return AttemptFailure(kind="cut", message=f"the call broke off: {text}")
-        if name == "INTERNAL" and "deserializ" in text:
-            return AttemptFailure(kind="garbage", message=text)
         status = {
             "INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "UNIMPLEMENTED": 501, "ALREADY_EXISTS": 409,
             "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400,
@@ -288,10 +286,12 @@ class GrpcAttempt:
             # answer is complete is not cancelled but read to its end.
             while not self._answer.over():
                 response = await call.read()
-                if not response:
+                if response is None:
+                    self._answer.fail("garbage", "a response is none of Triton's messages")
+                elif not response:
                     self._answer.fail("cut", "the stream ended without its last response")
-                    break
-                self._heard(response)
+                else:
+                    self._heard(response)
                 if not self._go.is_set():
                     await self._go.wait()
             if self._answer.failure is not None:

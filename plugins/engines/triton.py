@@ -26,7 +26,7 @@ from ._in_turn import InTurn
 from ._metric_lines import prometheus
 from ._own_template import own_template
 from ._plain_jobs import plain_messages, require_able
-from ._shared_slots import SharedSlots
+from ._shared_slots import SharedSlots, patience
 from ._stream_attempt import Owner, RefusedError
 from ._triton_grpc import GrpcTransport
 from ._triton_http import HttpTransport
@@ -67,7 +67,7 @@ class Triton:
         config: ``url`` (``http://``, ``https://``, ``grpc://`` or ``grpcs://``), ``model``; in ``options`` optional
             ``model`` (its name on the server, where that is another), ``version``, ``chat_template`` (Jinja text, or the
             path of a file with it), ``bos_token``, ``eos_token``, ``metrics_url``, ``api_key_env`` (name of the environment
-            variable that holds a bearer token); optional ``slots``, ``ctx``, ``device``.
+            variable that holds a bearer token), ``release_ms``; optional ``slots``, ``ctx``, ``device``.
 
     Raises:
         ConfigError: the URL is none, it is for gRPC and `tritonclient` is not installed, no model is named, the
@@ -101,7 +101,7 @@ class Triton:
         self._slots = int(config.get("slots") or DEFAULT_SLOTS)
         self._ctx = int(config.get("ctx") or 0)
         self._device = str(config.get("device", "") or "cpu")
-        self._released = SharedSlots(self._in_use)
+        self._released = SharedSlots(self._in_use, patience_s=patience(options))
         self._model: Model | None = None
         #: what the server had completed before it got anything from here
         self._before: int | None = None
