@@ -25,6 +25,7 @@ class KeyedServer:
     def __init__(self, folder: Path, *, secrets: Secrets | None = SECRETS, **changes: Any) -> None:
         self.live = LiveServer(folder, mock_settings(**changes), secrets=secrets)
         self.live.start()
+        self.client = httpx.Client(base_url=self.live.url, timeout=20, trust_env=False, verify=False)
         self.address = (self.live.url.partition("://")[2].rpartition(":")[0], int(self.live.url.rpartition(":")[2]))
         self.ids: dict[str, str] = {}
         self.admin = self.key("admin", scopes=["admin"])
@@ -45,7 +46,11 @@ class KeyedServer:
         headers = dict(rest.pop("headers", {}))
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        return httpx.request(method, self.live.url + path, headers=headers, timeout=20, trust_env=False, **rest)
+        return self.client.request(method, path, headers=headers, **rest)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.live.stop()
 
     def task(self, key: str, **request: Any) -> str:
         """A task that was submitted with a key."""

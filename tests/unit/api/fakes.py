@@ -11,8 +11,8 @@ import msgspec
 from llama_orch.core.errors import ModelNotFoundError, NotFoundError
 from llama_orch.core.projections.head import Head
 from llama_orch.core.projections.sessions import SessionState
-from llama_orch.core.services.budgets import BudgetService
 from llama_orch.core.services.bodies import RequestBody
+from llama_orch.core.services.budgets import BudgetService
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.services.estimate_views import EstimateViews
 from llama_orch.core.services.estimates import Estimator
@@ -99,7 +99,7 @@ class FakeServices:
         self.journal = FakeJournal()
         self.budgets = BudgetService(cast("Any", self.journal), Settings(), PriceList({}))
         self.sessions = FakeSessions()
-        self.keys = KeyService(cast("Any", self.journal), lambda size: bytes(size))
+        self.keys = KeyService(cast("Any", self.journal), bytes)
         self.limits = RateLimits(cast("Any", self.journal))
         self.estimates = EstimateViews(cast("Any", self.journal), Estimator())
         self.asked: list[tuple[str, Any]] = []
