@@ -18,8 +18,11 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+#: vLLM has an environment of its own, with its own torch
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.installed
 
-.PHONY: help demo test compiler pytest-command quick chaos check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
+.PHONY: help demo test test-vllm compiler pytest-command quick chaos check lint types imports generate generated docs unused scan compliance lock bench bench-check wheel clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -57,6 +60,16 @@ test: check compiler ## everything: the checks, then all tests
 
 compiler:
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo 'make test: the tests build small C programs and found neither cc nor gcc. Install a C compiler (Debian, Ubuntu: apt-get install gcc libc6-dev).' >&2; exit 2; }
+
+test-vllm: $(DEV) $(VLLM_READY) ## the vllm plugin against real vLLM on processors (2.5 GB to install, some minutes)
+	LLAMA_ORCH_VLLM_PYTHON="$(CURDIR)/$(VLLM)/bin/python" $(BIN)/python -m pytest tests/engines/vllm/contract.py $(ARGS)
+
+# The companions of torch that vLLM asks for do not fit torch's build for processors: they go once all is resolved.
+$(VLLM_READY): tests/engines/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
 
 pytest-command: # for .ci/run, whose last line is pytest's
 	@echo $(PYTEST)
@@ -112,4 +125,4 @@ wheel: $(DEV) ## wheel and source archive, with checksums, in dist/
 	cd dist && sha256sum *.whl *.tar.gz > SHA256SUMS && cat SHA256SUMS
 
 clean: ## remove the environment and what builds and checks leave behind
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
