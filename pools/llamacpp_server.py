@@ -47,8 +47,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
     parser.add_argument("--embedding", action="store_true", help="make embeddings")
     parser.add_argument("--reranking", action="store_true", help="rank texts; the model needs a head for it")
-    parser.add_argument("--pooling", choices=("none", "mean", "cls", "last", "rank"), default="")
-    parser.add_argument("--slot-save-path", default="", help="folder for what slots hold; without it none can be erased")
+    parser.add_argument("--pooling", choices=("mean", "cls", "last"), default="")
+    parser.add_argument(
+        "--slot-save-path", default="", help="folder for what slots hold; without it none can be erased"
+    )
     return parser
 
 

@@ -65,18 +65,32 @@ class ChatTemplate:
             msg = f"the chat template does not compile: {error}"
             raise TemplateError(msg) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt for a chat, ready for the assistant's answer.
+
+        Args:
+            messages: as OpenAI writes them.
+            tools: that the model is shown.
+            variables: more of what the template may ask for.
 
         Raises:
             TemplateError: the template refuses these messages, or fails on them.
         """
         try:
             text = self._template.render(
-                messages=[dict(m) for m in messages],
-                add_generation_prompt=True,
-                bos_token=self._bos,
-                eos_token=self._eos,
+                {
+                    **(variables or {}),
+                    "messages": [dict(m) for m in messages],
+                    "tools": list(tools) or None,
+                    "add_generation_prompt": True,
+                    "bos_token": self._bos,
+                    "eos_token": self._eos,
+                }
             )
         except Exception as error:
             # A template is a program of the model's author; whatever it raises, it refused.

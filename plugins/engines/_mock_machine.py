@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from ._mock_script import KnobError, Knobs, Said, Speech, knobs_of, tokenize
+from .. import ChatJob
+from ._mock_chat import Plan, RefusedError, plan
+from ._mock_script import KnobError, Knobs, Said, Speech, knobs_of
+from ._mock_words import tokenize
 
 #: frames that an unpaced run says in one turn of the loop
 FRAMES_PER_TURN: Final = 64
 DEFAULT_SLOTS: Final = 4
+#: a bias as far below zero rules a token out
+BAN: Final = 50.0
 DEFAULT_CTX: Final = 4096
 
 
@@ -26,6 +31,25 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 0
     stop: Sequence[str] = ()
     cache_prompt: bool = False
+    #: the prompt's tokens, where it came as such
+    prompt_ids: Sequence[int] = ()
+    #: what the prompt was made of, where it is a chat
+    chat: ChatJob | None = None
+    json_schema: Mapping[str, Any] | None = None
+    #: ids that are not said
+    banned: Collection[int] = ()
+    #: answers, one after another
+    n: int = 1
+    #: what to embed or to rank: nothing is said then
+    inputs: Sequence[str] = ()
+
+    def tokens(self) -> list[int]:
+        """The prompt in tokens; of inputs the tokens of all."""
+        if self.inputs:
+            return [token for text in self.inputs for token in tokenize(f"{self.prompt}{text}", add_special=True)]
+        if self.prompt_ids:
+            return [*self.prompt_ids, *tokenize(self.prompt, add_special=False)]
+        return tokenize(self.prompt, add_special=True)
 
 
 class Outlet(Protocol):
@@ -35,7 +59,8 @@ class Outlet(Protocol):
 
     def said(self, frames: list[Said]) -> None: ...
 
-    def ended(self, run: Run) -> None: ...
+    def ended(self, run: Run) -> None:
+        """The last answer is complete; ``run.ends`` says how each ended."""
 
     def broke(self, kind: str, message: str) -> None:
         """A fault struck, or the request was refused; ``kind`` is a fault's name, ``gone``, ``context`` or ``invalid``."""
@@ -105,6 +130,13 @@ class Machine:
                 self.slots[free[0]] = run
                 run.begin(free[0])
 
+    def forget(self, slot: int) -> bool:
+        """An idle slot holds no prompt any more."""
+        if not 0 <= slot < len(self.slots) or self.slots[slot] is not None:
+            return False
+        self._cached[slot] = []
+        return True
+
     def vacate(self, slot: int) -> None:
         """A slot is free again."""
         self.slots[slot] = None
@@ -138,6 +170,7 @@ class Run:
         self._timer: asyncio.Handle | None = None
         self._freed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._began_s = 0.0
+        self._rate_from_s = 0.0
         self._fault = ""
         self._paused = False
         self._over = False
@@ -147,6 +180,10 @@ class Run:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.speech: Speech | None = None
+        #: which answer is being said
+        self.choice = 0
+        #: how those before it ended
+        self.ends: list[Speech] = []
 
     @property
     def decode_ms(self) -> float:
@@ -161,22 +198,32 @@ class Run:
             self._break("gone", "the engine is gone")
             return
         try:
-            self.knobs = knobs_of(self.request.prompt, self._machine.script)
+            prompt = "".join((self.request.prompt, *self.request.inputs))
+            self.knobs = knobs_of(prompt, self._machine.script)
         except KnobError as error:
             self._break("invalid", str(error))
             return
-        if self._machine.strikes(self.knobs, self.request.prompt):
+        if self._machine.strikes(self.knobs, prompt):
             self._fault = self.knobs.fault_name
         if self._fault in ("refuse", "500"):
             self._break(self._fault, "the script says so")
             return
-        tokens = tokenize(self.request.prompt, add_special=True)
-        self.prompt_tokens = len(tokens)
-        if self.prompt_tokens >= self._machine.ctx:
+        request = self.request
+        self.prompt_tokens = len(request.tokens())
+        longest = max(
+            (len(tokenize(f"{request.prompt}{text}", add_special=True)) for text in request.inputs), default=0
+        )
+        longest = longest or self.prompt_tokens
+        if longest >= self._machine.ctx:
             self._break(
                 "context",
-                f"request ({self.prompt_tokens} tokens) exceeds the available context size ({self._machine.ctx} tokens)",
+                f"request ({longest} tokens) exceeds the available context size ({self._machine.ctx} tokens)",
             )
+            return
+        try:
+            self._plan(0)
+        except RefusedError as error:
+            self._break("invalid", str(error))
             return
         self._machine.queue(self)
 
@@ -184,17 +231,9 @@ class Run:
         """A slot is ours."""
         self.slot = slot
         request = self.request
-        tokens = tokenize(request.prompt, add_special=True)
-        self.cached_tokens = self._machine.cached(slot, tokens, use=request.cache_prompt)
-        knobs = self.knobs if self._fault else msgspec.structs.replace(self.knobs, fault="")
-        self.speech = Speech(
-            knobs,
-            request.prompt,
-            seed=request.seed,
-            limit=request.max_tokens,
-            room=self._machine.ctx - self.prompt_tokens,
-            stop=request.stop,
-        )
+        if not request.inputs:
+            self.cached_tokens = self._machine.cached(slot, request.tokens(), use=request.cache_prompt)
+            self.speech = self._speech()
         self._after(self.knobs.prefill_ms / 1000, self._take_off)
 
     def cancel(self) -> None:
@@ -222,11 +261,38 @@ class Run:
 
     # --- inside
 
+    def _plan(self, choice: int) -> Plan:
+        request, knobs = self.request, self.knobs
+        seed = request.seed + choice
+        chat, schema = request.chat, request.json_schema
+        return plan(chat=chat, schema=schema, calls=knobs.calls, thoughts=knobs.thoughts, seed=seed)
+
+    def _speech(self) -> Speech:
+        request = self.request
+        return Speech(
+            self.knobs if self._fault else msgspec.structs.replace(self.knobs, fault=""),
+            request.prompt,
+            seed=request.seed + self.choice,
+            limit=request.max_tokens,
+            room=self._machine.ctx - self.prompt_tokens,
+            stop=request.stop,
+            plan=self._plan(self.choice),
+            banned=request.banned,
+        )
+
     def _take_off(self) -> None:
+        if self.request.inputs:
+            if self._fault not in ("", "endless", "repeat"):
+                self._strike()
+                return
+            self._began_s = asyncio.get_running_loop().time()
+            self._outlet.ended(self)
+            self._finish(0)
+            return
         if self._fault == "silent" and self.knobs.fault_after == 0:
             return
         self._outlet.started(self.prompt_tokens, self.cached_tokens)
-        self._began_s = asyncio.get_running_loop().time()
+        self._began_s = self._rate_from_s = asyncio.get_running_loop().time()
         if not self._over:
             self._turn()
 
@@ -236,14 +302,14 @@ class Run:
         speech, rate = self.speech, self.knobs.rate
         due = FRAMES_PER_TURN
         if rate:
-            elapsed = asyncio.get_running_loop().time() - self._began_s
+            elapsed = asyncio.get_running_loop().time() - self._rate_from_s
             due = min(int(elapsed * rate) + 1 - speech.counted, FRAMES_PER_TURN)
         frames: list[Said] = []
         strikes = self._fault not in ("", "endless", "repeat")
         at = self.knobs.fault_after
         over = False
         while len(frames) < due:
-            if strikes and speech.counted >= at:
+            if strikes and self._said_before + speech.counted >= at:
                 break
             frame = speech.next()
             if frame is None:
@@ -255,18 +321,35 @@ class Run:
             self._outlet.said(frames)
         if self._over:
             return
-        if strikes and (speech.counted >= at or over):
+        if strikes and (self._said_before + speech.counted >= at or over):
             self._strike()
         elif over:
-            self._outlet.ended(self)
-            self._finish(0)
+            self._answered(speech)
         elif self._outlet.blocked():
             self._paused = True
         else:
             wait = (
-                0.0 if not rate else max(0.0, self._began_s + speech.counted / rate - asyncio.get_running_loop().time())
+                0.0
+                if not rate
+                else max(0.0, self._rate_from_s + speech.counted / rate - asyncio.get_running_loop().time())
             )
             self._after(wait, self._turn)
+
+    def _answered(self, speech: Speech) -> None:
+        """An answer is complete: the next one, or the end."""
+        self.ends.append(speech)
+        if len(self.ends) < self.request.n:
+            self.choice += 1
+            self.speech = self._speech()
+            self._rate_from_s = asyncio.get_running_loop().time()
+            self._after(0, self._turn)
+            return
+        self._outlet.ended(self)
+        self._finish(0)
+
+    @property
+    def _said_before(self) -> int:
+        return sum(speech.counted for speech in self.ends)
 
     def _strike(self) -> None:
         if self._fault == "silent":
@@ -307,3 +390,8 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def banned(biases: Iterable[tuple[str, float]]) -> frozenset[int]:
+    """Ids of the tokens that a bias rules out."""
+    return frozenset(int(token) for token, bias in biases if bias <= -BAN and token.isdecimal())

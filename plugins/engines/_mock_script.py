@@ -7,6 +7,9 @@
 ``rate``        tokens per second; 0 = as fast as can be (0)
 ``prefill_ms``  time before the first token (0)
 ``text``        ``words``, or ``utf8``: characters of several tokens each, held back until complete
+``thoughts``    tokens that a chat thinks before it speaks (0)
+``calls``       names of the tools, with commas between, that a chat calls where it may choose; it answers in words
+                once a tool has said something
 ``fault``       see :data:`FAULTS`; ``name:n`` strikes after n tokens
 ``times``       the fault strikes the first so many requests with this prompt; 0 = always (0)
 ``stall_ms``    how long the slot stays busy after a cancel (0)
@@ -17,10 +20,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+
+from ._mock_chat import Plan
+from ._mock_words import BYTE_ID, FIRST_WORD_ID, WIDE, WORD_IDS, WORDS
+from ._mock_words import tokenize as tokenize
 
 #: faults and what they do
 FAULTS: Final[dict[str, str]] = {
@@ -37,15 +45,6 @@ FAULTS: Final[dict[str, str]] = {
     "repeat": "says the same token over and over",
 }
 _KNOBS: Final = re.compile(r"\[\[mock((?:\s+[a-z_]+=[^\s\]]+)*)\s*\]\]")
-_PIECES: Final = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
-_SYLLABLES: Final = ("ba", "ke", "li", "mo", "nu", "ra", "so", "ti")
-#: the vocabulary of ``text=words``: 64 words with their space in front
-WORDS: Final = tuple(f" {a}{b}" for a in _SYLLABLES for b in _SYLLABLES)
-FIRST_WORD_ID: Final = 259
-#: of ``text=utf8``: two, three and four bytes, one token each byte
-_WIDE: Final = ("é", "ß", "€", "中", "文", "🙂", "𝄞", " a")
-BOS_ID: Final = 1
-BYTE_ID: Final = 3
 
 
 class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +54,8 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     prefill_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
     text: Literal["words", "utf8"] = "words"
+    thoughts: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    calls: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.,-]*$")] = ""
     fault: Annotated[str, msgspec.Meta(pattern=rf"^(({'|'.join(FAULTS)})(:\d+)?)?$")] = ""
     times: Annotated[int, msgspec.Meta(ge=0)] = 0
     stall_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -92,27 +93,14 @@ def knobs_of(prompt: str, defaults: Mapping[str, Any]) -> Knobs:
         raise KnobError(msg) from error
 
 
-def tokenize(text: str, *, add_special: bool) -> list[int]:
-    """Token ids of a text, by a vocabulary that never ends."""
-    ids = [BOS_ID] if add_special else []
-    for piece in _PIECES.findall(text):
-        if piece in _WORD_IDS:
-            ids.append(_WORD_IDS[piece])
-        else:
-            ids.append(1000 + zlib.crc32(piece.encode("utf-8", "replace")) % 30_000)
-    return ids
-
-
-_WORD_IDS: Final = {word: FIRST_WORD_ID + n for n, word in enumerate(WORDS)}
-
-
 class Said(msgspec.Struct, frozen=True, gc=False):
     """One frame: some text, how many tokens it stands for, and the id of the last one; -1 when what was held back
-    at the end is all there is."""
+    at the end is all there is, or the piece has none."""
 
     text: str
     tokens: int
     id: int
+    channel: str = ""
 
 
 class Speech:
@@ -124,14 +112,33 @@ class Speech:
     Args:
         limit: most tokens; 0 = none.
         room: tokens that the context has left.
+        stop: texts that end it.
+        plan: what is said before the words.
+        banned: ids of words that are not said.
     """
 
-    def __init__(self, knobs: Knobs, prompt: str, *, seed: int, limit: int, room: int, stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        knobs: Knobs,
+        prompt: str,
+        *,
+        seed: int,
+        limit: int,
+        room: int,
+        stop: Sequence[str],
+        plan: Plan | None = None,
+        banned: Collection[int] = (),
+    ) -> None:
         self._knobs = knobs
         self._state = zlib.crc32(prompt.encode("utf-8", "replace"), zlib.crc32(b"%d" % seed))
         endless = knobs.fault_name == "endless"
         self._limit = 0 if endless else limit
-        self._own_end = None if endless else knobs.tokens
+        plan = plan or Plan()
+        self._pieces = deque(plan.pieces)
+        self._complete = plan.complete
+        self._own_end = None if endless else knobs.tokens + sum(piece.tokens for piece in plan.pieces)
+        self._words = [n for n in range(len(WORDS)) if FIRST_WORD_ID + n not in banned] or [0]
+        self._calls = plan.calls
         self._room = room
         self._stop = tuple(stop)
         self._bytes: list[tuple[bytes, int]] = []
@@ -143,9 +150,21 @@ class Speech:
         #: the stop string that was said
         self.stop_word = ""
 
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "tool_calls"]:
+        """Why it ended."""
+        if self.stop_type == "limit":
+            return "length"
+        return "tool_calls" if self._calls else "stop"
+
     def next(self) -> Said | None:
         """The next frame; ``None`` at the end, then ``stop_type`` says why."""
         if self.stop_type:
+            return None
+        if self._pieces:
+            return self._planned()
+        if self._complete:
+            self.stop_type = "eos"
             return None
         fresh = 0
         piece = b""
@@ -171,17 +190,25 @@ class Speech:
                 continue
             return Said(self._release(text), fresh, token)
 
+    def _planned(self) -> Said | None:
+        piece = self._pieces.popleft()
+        if piece.tokens and ((self._limit and self.counted >= self._limit) or self.counted >= self._room):
+            self.stop_type = "limit"
+            return None
+        self.counted += piece.tokens
+        return Said(piece.text, piece.tokens, -1, piece.channel)
+
     def _token(self) -> tuple[bytes, int]:
         if not self._bytes:
             if self._knobs.fault_name != "repeat" or self.counted < self._knobs.fault_after:
                 mixed = ((self._state ^ (self._state >> 15)) * 2_654_435_761) & 0xFFFF_FFFF
                 self._pick = mixed >> 16
             if self._knobs.text == "utf8":
-                word = _WIDE[self._pick % len(_WIDE)]
+                word = WIDE[self._pick % len(WIDE)]
                 self._bytes = [(bytes([b]), BYTE_ID + b) for b in word.encode()]
             else:
-                word = WORDS[self._pick % len(WORDS)]
-                self._bytes = [(word.encode(), _WORD_IDS[word])]
+                word = WORDS[self._words[self._pick % len(self._words)]]
+                self._bytes = [(word.encode(), WORD_IDS[word])]
             self._state = zlib.crc32(word.encode(), self._state)
         return self._bytes.pop(0)
 

@@ -20,11 +20,29 @@ import httptools
 import msgspec
 
 from ._chat_template import ChatTemplate, TemplateError
-from ._mock_machine import DEFAULT_CTX, DEFAULT_SLOTS, Machine, Request, Run
-from ._mock_script import KnobError, Said, tokenize
+from ._mock_chat import RefusedError, plain_texts
+from ._mock_machine import DEFAULT_CTX, DEFAULT_SLOTS, Machine, Request
+from ._mock_script import KnobError
+from ._mock_wire import Answer, ChatAnswer, CompletionAnswer, ResultAnswer, chat_request, completion_request
+from ._mock_words import detokenize, tokenize
 from .mock import CHAT_TEMPLATE, VERSION
 
-_REASONS: Final = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error", 503: "Busy"}
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Busy",
+}
+#: what has to be served, what must not be missing, and what it is called
+_VECTORS: Final = {
+    "/v1/embeddings": ("embedding", "input", "embeddings"),
+    "/v1/rerank": ("rerank", "query", "reranking"),
+}
+_POSTS: Final = frozenset(
+    ("/completion", "/v1/chat/completions", "/tokenize", "/detokenize", "/apply-template", *_VECTORS)
+)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -35,14 +53,25 @@ class MockServer:
         machine: what answers.
         model: name of the model it claims to serve.
         loading_s: how long it answers 503 after its start.
+        serves: ``text``, ``embedding`` or ``rerank``, as llama.cpp is started for one of them.
+        split: each byte of an answer is a write of its own.
         die: ends the process as abruptly as can be; without it the server stops.
     """
 
     def __init__(
-        self, machine: Machine, *, model: str = "mock", loading_s: float = 0.0, die: Callable[[], None] | None = None
+        self,
+        machine: Machine,
+        *,
+        model: str = "mock",
+        loading_s: float = 0.0,
+        serves: str = "text",
+        split: bool = False,
+        die: Callable[[], None] | None = None,
     ) -> None:
         self.machine = machine
         self.model = model
+        self.serves = serves
+        self.split = split
         self.die = die or self.stop
         self.template = ChatTemplate(CHAT_TEMPLATE)
         self.connections: set[Connection] = set()
@@ -78,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._path = ""
         self._body: list[bytes] = []
         self._transport: asyncio.Transport | None = None
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
         self.on_body = self._body.append  # the parser takes it when it is made
         self._parser: Any = httptools.HttpRequestParser(self)
 
@@ -143,6 +172,11 @@ class Connection(asyncio.Protocol):
                     "model_path": "",
                     "build_info": VERSION,
                     "chat_template": CHAT_TEMPLATE,
+                    "chat_template_caps": {
+                        "supports_tools": True,
+                        "supports_tool_calls": True,
+                        "supports_preserve_reasoning": bool(machine.script.get("thoughts")),
+                    },
                     "bos_token": "<s>",
                     "eos_token": "</s>",
                 },
@@ -152,42 +186,61 @@ class Connection(asyncio.Protocol):
             self.reply(200, {"data": [{"id": server.model, "meta": meta}]})
         elif (method, path) == ("GET", "/metrics"):
             self._send(200, f"llamacpp:tokens_predicted_total {machine.tokens_said}\n".encode(), "text/plain")
-        elif (method, path) in {("POST", "/completion"), ("POST", "/tokenize"), ("POST", "/apply-template")}:
+        elif method == "POST" and (path in _POSTS or path.startswith("/slots/")):
             try:
-                asked = json.loads(body)
-            except ValueError as error:
-                self._error(400, "invalid_request_error", str(error))
-                return
-            self._post(path, asked)
+                self._post(path, json.loads(body))
+            except (ValueError, KeyError, TypeError) as error:
+                self._error(400, "invalid_request_error", f"{type(error).__name__}: {error}")
         else:
             self._error(404, "not_found_error", "File Not Found")
 
     def _post(self, path: str, asked: Mapping[str, Any]) -> None:
+        server = self._server
         if path == "/tokenize":
             self.reply(200, {"tokens": tokenize(asked["content"], add_special=bool(asked.get("add_special")))})
-        elif path == "/apply-template":
+        elif path == "/detokenize":
             try:
-                self.reply(200, {"prompt": self._server.template.render(asked["messages"])})
+                self.reply(200, {"content": detokenize(asked["tokens"])})
+            except KeyError as error:
+                self._error(500, "server_error", f"there is no token {error}")
+        elif path.startswith("/slots/"):
+            forgotten = server.machine.forget(int(path.rpartition("/")[2]))
+            self.reply(200 if forgotten else 400, {"error": {"code": 400, "message": "busy"}} if not forgotten else {})
+        elif path in _VECTORS:
+            self._vectors(path, asked)
+        elif path == "/completion":
+            self._begin(CompletionAnswer(self, server.machine.ctx, asked), completion_request(asked))
+        else:
+            try:
+                messages = plain_texts(asked["messages"])
+                variables = asked.get("chat_template_kwargs")
+                prompt = server.template.render(messages, asked.get("tools") or (), variables)
+            except RefusedError as error:
+                self._error(500, "server_error", f"image input is not supported: {error}")
             except TemplateError as error:
                 self._error(500, "server_error", str(error))
+            else:
+                if path == "/apply-template":
+                    self.reply(200, {"prompt": prompt})
+                else:
+                    self._begin(ChatAnswer(self, server.machine.ctx, asked), chat_request(asked, prompt))
+
+    def _vectors(self, path: str, asked: Mapping[str, Any]) -> None:
+        server = self._server
+        serves, field, what = _VECTORS[path]
+        if server.serves != serves:
+            self._error(501, "not_supported_error", f"This server does not support {what}")
+        elif field not in asked:
+            self._error(400, "invalid_request_error", f'"{field}" must be provided')
         else:
-            prompt = asked["prompt"]
-            if not isinstance(prompt, str):
-                prompt = "".join(f" {token}" for token in prompt)
-            stop = asked.get("stop") or ()
-            limit = int(asked.get("n_predict", -1))
-            self._answer = _Answer(self, self._server, logprobs=bool(asked.get("n_probs")))
-            self._answer.run = self._server.machine.submit(
-                Request(
-                    prompt=prompt,
-                    slot=int(asked.get("id_slot", -1)),
-                    seed=int(asked.get("seed", 0)),
-                    max_tokens=max(limit, 0),
-                    stop=(stop,) if isinstance(stop, str) else tuple(stop),
-                    cache_prompt=bool(asked.get("cache_prompt", True)),
-                ),
-                self._answer,
-            )
+            query = asked.get("query")
+            inputs = asked["documents"] if serves == "rerank" else asked["input"]
+            request = Request(prompt=query or "", inputs=(inputs,) if isinstance(inputs, str) else tuple(inputs))
+            self._begin(ResultAnswer(self, server.machine.ctx, query), request)
+
+    def _begin(self, answer: Answer, request: Request) -> None:
+        self._answer = answer
+        answer.run = self._server.machine.submit(request, answer)
 
     # --- writing
 
@@ -211,134 +264,21 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Raw bytes."""
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if self._server.split:
+            for at in range(len(data)):
+                self._transport.write(data[at : at + 1])
+        else:
             self._transport.write(data)
+
+    def die(self) -> None:
+        """The server is gone."""
+        self._server.die()
 
     def over(self) -> None:
         """The stream is complete; the next request may come."""
         self._answer = None
-
-
-class _Answer:
-    """One run, told as llama.cpp's stream."""
-
-    def __init__(self, connection: Connection, server: MockServer, *, logprobs: bool) -> None:
-        self._connection = connection
-        self._server = server
-        self._logprobs = logprobs
-        self._counted = 0
-        self._prompt_tokens = 0
-        self.full = False
-        self.run: Run | None = None
-
-    def left(self) -> None:
-        """The client is gone."""
-        if self.run is not None:
-            self.run.cancel()
-
-    def drained(self) -> None:
-        """The client reads again."""
-        self.full = False
-        if self.run is not None:
-            self.run.resume()
-
-    # --- Outlet
-
-    def started(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        progress = {"total": prompt_tokens, "cache": cached_tokens, "processed": cached_tokens, "time_ms": 0}
-        self._connection.write(head + self._chunk(self._frame("", [0], prompt_progress=progress)))
-
-    def said(self, frames: list[Said]) -> None:
-        out: list[bytes] = []
-        for frame in frames:
-            self._counted += frame.tokens
-            if frame.id < 0 and not frame.text:
-                continue  # nothing but a part of a character: the last frame's count tells
-            more: dict[str, Any] = {}
-            if self._logprobs:
-                more["completion_probabilities"] = [{"id": frame.id, "token": frame.text, "logprob": -0.5}]
-            out.append(self._chunk(self._frame(frame.text, [] if frame.id < 0 else [frame.id], **more)))
-        self._connection.write(b"".join(out))
-
-    def ended(self, run: Run) -> None:
-        assert run.speech is not None
-        last = {
-            "content": "",
-            "tokens": [],
-            "id_slot": run.slot,
-            "stop": True,
-            "tokens_predicted": self._counted,
-            "tokens_evaluated": self._prompt_tokens,
-            "truncated": False,
-            "stop_type": run.speech.stop_type,
-            "stopping_word": run.speech.stop_word,
-            "timings": {
-                "cache_n": run.cached_tokens,
-                "prompt_ms": run.knobs.prefill_ms,
-                "predicted_n": self._counted,
-                "predicted_ms": run.decode_ms,
-            },
-        }
-        self._connection.write(self._chunk(_encode(last)) + b"0\r\n\r\n")
-        self._connection.over()
-
-    def broke(self, kind: str, message: str) -> None:
-        connection = self._connection
-        if kind == "refuse":
-            connection.refuse(503, "unavailable_error", message)
-        elif kind == "500":
-            connection.refuse(500, "server_error", message)
-        elif kind == "invalid":
-            connection.refuse(400, "invalid_request_error", message)
-        elif kind == "context":
-            connection.refuse(
-                400,
-                "exceed_context_size_error",
-                message,
-                n_prompt_tokens=self._prompt_tokens,
-                n_ctx=self._server.machine.ctx,
-            )
-        elif kind == "garbage":
-            connection.write(self._chunk(b'{"content": <<<') + b"0\r\n\r\n")
-            connection.over()
-        elif kind == "utf8":
-            connection.write(self._chunk(self._frame("@", [3]).replace(b"@", b"\xff\xc3")) + b"0\r\n\r\n")
-            connection.over()
-        elif kind == "error":
-            error = {"error": {"code": 500, "message": message, "type": "server_error"}}
-            connection.write(self._chunk(_encode(error)) + b"0\r\n\r\n")
-            connection.over()
-        elif kind == "unfinished":
-            connection.write(b"0\r\n\r\n")
-            connection.over()
-        elif kind == "cut":
-            connection.abort()
-        else:  # die, gone
-            self._server.die()
-
-    def blocked(self) -> bool:
-        return self.full
-
-    def _frame(self, text: str, ids: list[int], **more: Any) -> bytes:
-        return _encode(
-            {
-                "index": 0,
-                "content": text,
-                "tokens": ids,
-                "stop": False,
-                "id_slot": -1,
-                "tokens_predicted": self._counted,
-                "tokens_evaluated": self._prompt_tokens,
-                **more,
-            }
-        )
-
-    @staticmethod
-    def _chunk(payload: bytes) -> bytes:
-        frame = b"data: " + payload + b"\n\n"
-        return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=DEFAULT_SLOTS)
     parser.add_argument("--ctx", type=int, default=DEFAULT_CTX, help="tokens per slot")
     parser.add_argument("--model", default="mock")
+    parser.add_argument("--serves", choices=("text", "embedding", "rerank"), default="text")
     parser.add_argument("--loading-ms", type=int, default=0)
     args = parser.parse_args(argv)
     try:
@@ -369,6 +310,7 @@ async def _serve(machine: Machine, args: argparse.Namespace) -> None:
         machine,
         model=args.model,
         loading_s=args.loading_ms / 1000,
+        serves=args.serves,
         die=lambda: os.kill(os.getpid(), signal.SIGKILL),
     )
     stopped = asyncio.Event()

@@ -8,44 +8,64 @@ import uvloop
 from llama_orch.plugins.engines._mock_machine import Machine
 from llama_orch.plugins.engines._mock_server import MockServer
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
-from llama_orch.plugins.testing.engines import EngineContract
+from llama_orch.plugins.testing.engines import EngineContract, FaultContract, VectorContract
 
-FAULTS = {
-    "cut": ("[[mock fault=cut:3]]", "cut"),
-    "cut at once": ("[[mock fault=cut]]", "cut"),
-    "die": ("[[mock fault=die:3]]", "cut"),
-    "garbage": ("[[mock fault=garbage:3]]", "garbage"),
-    "wrong UTF-8": ("[[mock fault=utf8:3]]", "garbage"),
-    "error in the stream": ("[[mock fault=error:3]]", "server-error"),
-    "no last frame": ("[[mock fault=unfinished:3]]", "cut"),
-    "503": ("[[mock fault=refuse]]", "refused"),
-    "500": ("[[mock fault=500]]", "server-error"),
-    "wrong knob": ("[[mock fault=unheard-of]]", "invalid"),
-}
+from .test_mock_engine import KNOBS, MockPrompts
 
 
-class TestLlamaCppOnMockServer(EngineContract):
-    faults = FAULTS
-    utf8_prompt = "[[mock text=utf8 tokens=100]]"
-    stop_text = "ke"
-    obeys_schema = False
+@contextlib.asynccontextmanager
+async def client(server):
+    """The plugin on a mock server of its own."""
+    port = await server.start()
+    engine = LlamaCpp({"url": f"http://127.0.0.1:{port}"})
+    yield engine
+    await engine.close()
+    server.stop()
 
-    def prompt(self, tokens):
-        rate = 500 if tokens > 100 else 0
-        return f"[[mock tokens={tokens} rate={rate}]] Once upon a time"
+
+class OnMockServer:
+    """How to get at it, with the server's own start options."""
+
+    options = {"serves": "text"}
+    script = {}
 
     @pytest.fixture
     def engine(self):
-        @contextlib.asynccontextmanager
-        async def opened():
-            server = MockServer(Machine(slots=3))
-            port = await server.start()
-            engine = LlamaCpp({"url": f"http://127.0.0.1:{port}"})
-            yield engine
-            await engine.close()
-            server.stop()
+        return lambda: client(MockServer(Machine(slots=3, script=self.script), **self.options))
+
+    @pytest.fixture
+    def faulty(self):
+        def opened(fault):
+            script = {**self.script, **KNOBS.get(fault, {})}
+            more = {"loading_s": 3600.0 if fault == "loading" else 0.0, "split": fault == "split"}
+            return client(MockServer(Machine(slots=3, script=script), **self.options, **more))
 
         return opened
+
+
+class TestLlamaCppOnMockServer(OnMockServer, MockPrompts, FaultContract, EngineContract):
+    faults = {"wrong knob": ("[[mock fault=unheard-of]]", "invalid")}
+    # The mock takes a grammar and does not hold to it.
+    obeys_schema = False
+
+
+class TestLlamaCppThatThinksOnMockServer(OnMockServer, MockPrompts, FaultContract, EngineContract):
+    """The same with thoughts."""
+
+    obeys_schema = False
+    script = {"thoughts": 5}
+
+
+class TestLlamaCppThatEmbedsOnMockServer(OnMockServer, FaultContract, VectorContract):
+    """As it is started for embeddings."""
+
+    options = {"serves": "embedding"}
+
+
+class TestLlamaCppThatRanksOnMockServer(OnMockServer, FaultContract, VectorContract):
+    """As it is started for ranking."""
+
+    options = {"serves": "rerank"}
 
 
 class TestLlamaCppOnMockServerOnUvloop(TestLlamaCppOnMockServer):

@@ -5,32 +5,44 @@ import contextlib
 import pytest
 import uvloop
 
+from llama_orch.plugins import ChatJob
 from llama_orch.plugins.engines.mock import MockEngine
-from llama_orch.plugins.testing.engines import EngineContract
+from llama_orch.plugins.testing.engines import EngineContract, FaultContract
 
-FAULTS = {
-    "cut": ("[[mock fault=cut:3]]", "cut"),
-    "cut at once": ("[[mock fault=cut]]", "cut"),
-    "die": ("[[mock fault=die:3]]", "cut"),
-    "garbage": ("[[mock fault=garbage:3]]", "garbage"),
-    "wrong UTF-8": ("[[mock fault=utf8:3]]", "garbage"),
-    "error in the stream": ("[[mock fault=error:3]]", "server-error"),
-    "no last frame": ("[[mock fault=unfinished:3]]", "cut"),
-    "503": ("[[mock fault=refuse]]", "refused"),
-    "500": ("[[mock fault=500]]", "server-error"),
-    "wrong knob": ("[[mock fault=unheard-of]]", "invalid"),
+#: what the contract calls a fault, and the knobs that act it
+KNOBS = {
+    "": {},
+    "refused": {"fault": "refuse"},
+    "server-error": {"fault": "500"},
+    "cut": {"fault": "cut:3"},
+    "cut-early": {"fault": "cut"},
+    "dies": {"fault": "die:3"},
+    "garbage": {"fault": "garbage:3"},
+    "bad-utf8": {"fault": "utf8:3"},
+    "error-frame": {"fault": "error:3"},
+    "unfinished": {"fault": "unfinished:3"},
+    "silent": {"fault": "silent:3"},
+    "slow": {"rate": 500},
+    "split": {},
+    "loading": {},
 }
 
 
-class TestMockEngine(EngineContract):
-    faults = FAULTS
+class MockPrompts:
+    """What the mock is told to do what a test wants."""
+
     utf8_prompt = "[[mock text=utf8 tokens=100]]"
     stop_text = "ke"
-    obeys_schema = False
 
     def prompt(self, tokens):
         rate = 500 if tokens > 100 else 0
         return f"[[mock tokens={tokens} rate={rate}]] Once upon a time"
+
+
+class TestMockEngine(MockPrompts, FaultContract, EngineContract):
+    faults = {"wrong knob": ("[[mock fault=unheard-of]]", "invalid")}
+    # There is nothing to load in this process.
+    hidden_faults = frozenset({"loading"})
 
     @pytest.fixture
     def engine(self):
@@ -42,9 +54,56 @@ class TestMockEngine(EngineContract):
 
         return opened
 
+    @pytest.fixture
+    def faulty(self):
+        @contextlib.asynccontextmanager
+        async def opened(fault):
+            engine = MockEngine({"slots": 3, "script": KNOBS[fault]})
+            yield engine
+            await engine.close()
+
+        return opened
+
+
+class TestMockEngineThatThinks(MockPrompts, EngineContract):
+    """With thoughts among its default knobs."""
+
+    @pytest.fixture
+    def engine(self):
+        @contextlib.asynccontextmanager
+        async def opened():
+            engine = MockEngine({"slots": 3, "script": {"thoughts": 5}})
+            yield engine
+            await engine.close()
+
+        return opened
+
 
 class TestMockEngineOnUvloop(TestMockEngine):
     """On the event loop that the server uses."""
 
     def new_loop(self):
         return uvloop.new_event_loop()
+
+
+@pytest.mark.parametrize(
+    "names, called", [("", 0), ("get_weather", 1), ("get_time,get_weather", 2), ("get_time,none", 1)]
+)
+def test_a_script_says_which_tools_are_called_until_one_has_answered(names, called):
+    suite = TestMockEngine()
+
+    async def test():
+        engine = MockEngine({})
+        job = suite.tool_job()
+        asked = [{"role": "user", "content": f"[[mock calls={names}]] please"}]
+        sinks = []
+        for messages in (asked, [*asked, {"role": "tool", "tool_call_id": "c", "content": "rain"}]):
+            chat = ChatJob(messages=messages, tools=job.chat.tools)
+            _, sink = await suite.said(engine, suite.chat_job("", chat=chat))
+            sinks.append({channel for _, channel in sink.channels if channel.startswith("call:")})
+        await engine.close()
+        return sinks
+
+    first, second = suite.run(test())
+    assert len(first) == called
+    assert second == set()

@@ -78,7 +78,13 @@ def asked(**changes):
 
 
 def test_a_request_streams_and_names_slot_seed_and_bounds():
-    body = asked(sampling={"temperature": 0.5, "top_k": 40.0}, stop=("a",), grammar="root ::= [0-9]", logprobs=True, top_logprobs=2)
+    body = asked(
+        sampling={"temperature": 0.5, "top_k": 40.0},
+        stop=("a",),
+        grammar="root ::= [0-9]",
+        logprobs=True,
+        top_logprobs=2,
+    )
     assert body["stream"] is True
     assert (body["id_slot"], body["seed"], body["n_predict"], body["cache_prompt"]) == (1, 5, 4, False)
     assert body["temperature"] == 0.5
