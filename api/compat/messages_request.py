@@ -32,9 +32,13 @@ class CountRequest(OwnParameters, kw_only=True, omit_defaults=True):
     thinking: _Object | None = None
     #: ``effort``, and a JSON schema as ``format``
     output_config: _Object | None = None
+    #: an older name of its ``format``
+    output_format: _Object | None = None
     # --- parameters that would change the answer's meaning: refused rather than ignored ---
     mcp_servers: list[Any] | None = None
     container: Any = None
+    thread: Any = None
+    compaction: Any = None
 
 
 class MessagesRequest(CountRequest, kw_only=True, omit_defaults=True):
@@ -92,6 +96,19 @@ def asked(body: CountRequest, *, reasons: bool) -> Asked:
         raise refused("mcp_servers", "servers", "nothing here calls MCP servers", "Call them in the client, as tools.")
     if body.container is not None:
         raise refused("container", "a container", "nothing here runs containers", "Leave it out.")
+    if body.compaction is not None:
+        raise refused("compaction", "a compaction", "conversations are not shortened here", "Shorten it in the client.")
+    if body.thread is not None:
+        # Anthropic's client asks for it by itself, and goes on without when it is told so in these words.
+        raise InvalidParamsError(
+            "thread: no conversations are held for messages",
+            field="thread",
+            got="a thread",
+            remedy="Send all messages of the conversation each time.",
+            details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+        )
+    if body.output_format is not None:
+        body.output_config = {**(body.output_config or {}), "format": body.output_format}
     content = Content()
     messages = with_system(content.system(body.system), content.messages(body.messages))
     tools = [_tool(tool, at, content.ignored) for at, tool in enumerate(body.tools or ())]

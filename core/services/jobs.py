@@ -54,7 +54,17 @@ async def render(engine: Engine, body: RequestBody) -> str:
     if body.messages is None:
         return body.prompt or ""
     messages = [msgspec.to_builtins(m) for m in body.messages]
-    return await engine.render_chat(messages, tools=body.tools or (), template_kwargs=body.chat_template_kwargs)
+    return await engine.render_chat(messages, tools=body.tools or (), template_kwargs=_variables(body) or None)
+
+
+def _variables(body: RequestBody) -> dict[str, Any]:
+    """Variables of the chat template: those that were sent, and what engines take from how much shall be thought."""
+    told: dict[str, Any] = {}
+    if body.reasoning_effort:
+        told = {"reasoning_effort": body.reasoning_effort}
+        if body.reasoning_effort == "none":
+            told = {"enable_thinking": False}
+    return {**told, **(body.chat_template_kwargs or {})}
 
 
 def job_of(

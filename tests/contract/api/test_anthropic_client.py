@@ -174,6 +174,8 @@ def test_what_has_no_effect_is_named_in_a_header_or_refused_when_the_client_is_s
         ({"output_config": {"effort": "utmost"}}, "output_config.effort"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"compaction": {"type": "enabled"}}, "compaction"),
+        ({"thread": {"type": "create"}}, "thread"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(
