@@ -40,7 +40,7 @@ from llama_orch.core.services.bodies import pieces
 from llama_orch.core.types import Entry
 from llama_orch.plugins.manager import PluginManager
 
-from .pools_story import batches
+from . import clients_story, pools_story
 from .states import add
 
 START_NS = 1_790_000_000_000_000_000
@@ -209,7 +209,12 @@ async def _write(folder: Path) -> None:
     changed = [(f.frame_no, drop_chunks(f, lambda chunk: not chunk.is_transcript)) for f in store.frames_at(frames)]
     journal.stage_rewrites([(number, raw) for number, raw in changed if raw is not None])
     await append(_admitted("t-waits", body_id, prefixes=["a1b2c3d4e5f6"]))
-    for batch in batches():
+    for batch in pools_story.batches():
+        await append(*batch)
+    own_body, own_rows = pieces("key-1", b'{"messages":[{"role":"user","content":"hello"}]}')
+    first, *others = clients_story.batches(own_body)
+    await append(*first, bodies=own_rows)
+    for batch in others:
         await append(*batch)
     await append(ServerStopped(epoch=journal.epoch))
     expected = {

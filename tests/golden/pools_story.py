@@ -107,6 +107,7 @@ def batches() -> list[list[object]]:
                 decode_mtok_s=50_000,
                 url="http://127.0.0.1:1",
                 devices=[GPU],
+                abilities=["chat", "completion", "render"],
             ),
             PoolMeasured(pool_id="g", generation=2, predicted_bytes={GPU: 12_340}, observed_bytes={GPU: 13_000}),
             OutboxReceived(host="local", boot_id="b", incarnation="i-1", n=6),
