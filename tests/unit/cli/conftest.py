@@ -118,7 +118,7 @@ def server() -> Iterator[FakeServer]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST = do_DELETE = _answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
