@@ -423,6 +423,16 @@ ARGUMENTS = {
     "cancel": [TASK],
     "explain": [TASK],
     "submit": ["hi"],
+    "budgets remove": ["local"],
+    "budgets set": ["local"],
+    "budgets show": ["local"],
+    "sessions rm": [TASK],
+    "sessions show": [TASK],
+    "keys change": ["key-1"],
+    "keys create": ["agent"],
+    "keys revoke": ["key-1"],
+    "keys rotate": ["key-1"],
+    "keys show": ["key-1"],
 }
 
 
