@@ -157,7 +157,7 @@ class Content:
         if kind not in _TAKEN_BY[role]:
             shown = kind[:64] if isinstance(kind, str) else None
             raise _unserved(where, shown, f"in what the {role} says")
-        known = _KEYS.get(kind)
+        known = _KEYS.get(str(kind))
         if known is not None:
             self._note(block, known, "system" if where.startswith("system") else "messages")
         return str(kind)
