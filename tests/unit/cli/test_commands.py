@@ -428,7 +428,7 @@ ARGUMENTS = {
     "budgets show": ["local"],
     "sessions rm": [TASK],
     "sessions show": [TASK],
-    "keys change": ["key-1"],
+    "keys change": ["key-1", "--name", "x"],
     "keys create": ["agent"],
     "keys revoke": ["key-1"],
     "keys rotate": ["key-1"],
