@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from ..core.amounts import decimal
 from ..core.services.budgets import Remaining
@@ -14,7 +14,7 @@ TIME: Final = "X-Budget-Time-Remaining-Ms"
 COST: Final = "X-Budget-Cost-Remaining"
 
 #: for the description of routes
-DESCRIBED: Final = {
+BUDGET_HELP: Final = {
     TOKENS: "Tokens that the caller's budgets still allow, where one bounds them.",
     TIME: "Milliseconds of decoding that they still allow, where one bounds it.",
     COST: "Money that they still allow, as a decimal, where one bounds it.",
@@ -40,14 +40,3 @@ def _headers(remaining: Remaining | None) -> dict[str, str]:
     if remaining.cost_pico is not None:
         found[COST] = decimal(remaining.cost_pico)
     return found
-
-
-def budget_fields(remaining: Remaining | None) -> dict[str, Any]:
-    """The same as fields of a body."""
-    if remaining is None:
-        return {}
-    return {
-        "tokens_budget_remaining": remaining.tokens,
-        "time_budget_remaining_ms": None if remaining.decode_us is None else remaining.decode_us // 1000,
-        "cost_budget_remaining": None if remaining.cost_pico is None else decimal(remaining.cost_pico),
-    }

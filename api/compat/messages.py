@@ -17,6 +17,7 @@ from ...core.errors import (
 from ...core.events.task import TaskEnded
 from ...core.services.abilities import needs_of
 from ...core.services.bodies import body_of
+from ..budget_headers import BUDGET_HELP
 from ..conversations import CONVERSATION_HELP, conversation_of
 from ..operations import Answer, Call, Resource, operation, resource
 from ..render.anthropic import MessageRenderer, message
@@ -98,6 +99,7 @@ class MessagesResource(Resource):
             "x-task-id": "The task behind the message; its stream can be resumed under /v1/tasks.",
             "request-id": "The request's correlation id.",
             **IGNORED_HELP,
+            **BUDGET_HELP,
         },
     )
     async def on_post(self, call: Call, body: MessagesRequest, raw: bytes) -> MessageBody | Answer:
@@ -118,7 +120,7 @@ class MessagesResource(Resource):
             idempotency_key=idempotency_key(call),
             names=NAMES,
         )
-        headers |= {"x-task-id": task.task_id, "request-id": call.correlation}
+        headers |= {"x-task-id": task.task_id, "request-id": call.correlation, **task.budget}
         thinking = wanted.thinking
         if body.stream:
             renderer = MessageRenderer(

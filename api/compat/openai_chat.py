@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ...core.errors import BudgetExhaustedError
+from ..budget_headers import BUDGET_HELP
 from ..conversations import CONVERSATION_HELP, conversation_of
 from ..operations import Answer, Call, Resource, operation, resource
 from ..render.openai_chat import ChatRenderer, completion
@@ -25,7 +26,11 @@ REQUEST_HEADERS = {
     **CONVERSATION_HELP,
     **STRICT_HELP,
 }
-ANSWER_HEADERS = {"x-task-id": "The task behind the answer; its stream can be resumed under /v1/tasks.", **IGNORED_HELP}
+ANSWER_HEADERS = {
+    "x-task-id": "The task behind the answer; its stream can be resumed under /v1/tasks.",
+    **IGNORED_HELP,
+    **BUDGET_HELP,
+}
 
 
 class FunctionBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +117,7 @@ class ChatCompletionsResource(Resource):
             idempotency_key=idempotency_key(call),
             names=NAMES,
         )
-        headers["x-task-id"] = task.task_id
+        headers |= {"x-task-id": task.task_id, **task.budget}
         if body.stream:
             options = body.stream_options
             renderer = ChatRenderer(

@@ -78,7 +78,7 @@ class CompletionsResource(Resource):
         )
         echoes = await self._echoes(body)
         tasks = await self._submit(call, body, requests)
-        headers["x-task-id"] = ", ".join(task.task_id for task in tasks)
+        headers |= {"x-task-id": ", ".join(task.task_id for task in tasks), **tasks[-1].budget}
         logprobs = bool(requests[0].logprobs)
         if body.stream:
             options = body.stream_options

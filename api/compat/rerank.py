@@ -119,7 +119,7 @@ class _Rerank(Resource):
             idempotency_key=idempotency_key(call),
             names=NAMES,
         )
-        headers["x-task-id"] = task.task_id
+        headers |= {"x-task-id": task.task_id, **task.budget}
         info = await wait_for_end(self.services, call, task.task_id)
         if info.state == "failed":
             raise failure_of_info(info)

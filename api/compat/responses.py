@@ -148,7 +148,7 @@ class ResponsesResource(Resource):
             shown=wanted.shown,
             names=NAMES,
         )
-        headers["x-task-id"] = task.task_id
+        headers |= {"x-task-id": task.task_id, **task.budget}
         services = self.services
         # A repetition shows what the first one asked for.
         admitted, kept = await services.tasks.request_of(task.task_id, call.caller)

@@ -11,6 +11,7 @@ import msgspec
 from ...core.errors import OrchError
 from ...core.services.container import Services
 from ...core.types import TaskRequest
+from ..budget_headers import budget_headers
 from ..conversations import Conversation
 from ..operations import Answer, Call, Resource
 from ..streaming import EVENT_STREAM, STREAM_HEADERS, Renderer, StreamPlan
@@ -24,6 +25,8 @@ class Submitted(msgspec.Struct, frozen=True, gc=False):
     created: int
     #: it was admitted before, under the same key
     attached: bool
+    #: headers that say what is left of the budgets
+    budget: dict[str, str] = {}
 
 
 @contextmanager
@@ -71,7 +74,8 @@ async def submit(
             affinity=conversation.affinity,
         )
     created = await created_s(services, call, admission.task_id)
-    return Submitted(admission.task_id, created, admission.attached)
+    budget = budget_headers(services, call.caller, request.session_id)
+    return Submitted(admission.task_id, created, admission.attached, budget)
 
 
 async def created_s(services: Services, call: Call, task_id: str) -> int:

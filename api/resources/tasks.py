@@ -22,7 +22,7 @@ from ...core.errors import (
 )
 from ...core.services.tasks import TaskInfo
 from ...core.types import TaskRequest, Uuid
-from ..budget_headers import DESCRIBED, budget_headers
+from ..budget_headers import BUDGET_HELP, budget_headers
 from ..operations import Answer, Call, Resource, operation, resource
 from ..workloads import idempotency_key, require_sound
 
@@ -87,7 +87,7 @@ class TasksResource(Resource):
         request_headers={
             "Idempotency-Key": "The same key with the same body attaches to the task that it admitted (24 h)."
         },
-        answer_headers=DESCRIBED,
+        answer_headers=BUDGET_HELP,
     )
     async def on_post(self, call: Call, body: TaskRequest) -> Accepted | Answer:
         """Accepted tasks wait in the queue of the model's pools and survive crashes. The answer comes once that is durable."""
