@@ -10,7 +10,6 @@ from llama_orch.plugins.testing.engines import EngineContract
 
 class TestParrot(EngineContract):
     stop_text = "upon"
-    obeys_schema = False
 
     @pytest.fixture
     def engine(self):

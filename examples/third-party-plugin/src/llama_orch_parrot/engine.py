@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from llama_orch.plugins import (
     AttemptEnd,
@@ -27,6 +28,26 @@ CONTEXT_TOKENS = 2048
 def words(text: str) -> list[str]:
     """A text in tokens, of which each is a word with the space before it."""
     return re.findall(r"\s*\S+|\s+", text)
+
+
+def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as a parrot hears it."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def beyond(job: GenerateJob) -> str:
+    """What the job asks for that is beyond a parrot; "" when nothing is."""
+    if job.workload not in ("completion", "chat"):
+        return "workload"
+    for field in ("grammar", "json_schema", "logprobs", "logit_bias", "prompt_ids"):
+        if getattr(job, field):
+            return field
+    chat = job.chat
+    if chat is None:
+        return ""
+    if chat.tools:
+        return "tools"
+    return "" if all(isinstance(message["content"], str) for message in chat.messages) else "messages"
 
 
 class Parrot:
@@ -52,10 +73,17 @@ class Parrot:
             tokenizer_digest=f"meta:{digest}",
             slots=self.slots,
             ctx=CONTEXT_TOKENS,
+            # The contract holds it to this: what it says that it has must work, and all else it refuses.
+            workloads=("completion", "chat"),
+            features=("render", "tokenize", "seed", "continue"),
         )
 
     def generate(self, job: GenerateJob, sink: AttemptSink) -> Talk:
         talk = Talk(self, job, sink)
+        if wanted := beyond(job):
+            message = f"{wanted}: a parrot cannot do that"
+            asyncio.get_running_loop().call_soon(functools.partial(talk.fail, "invalid", message, retriable=False))
+            return talk
         asyncio.get_running_loop().call_soon(talk.begin)
         return talk
 
@@ -69,7 +97,7 @@ class Parrot:
         tools: Sequence[Mapping[str, Any]] = (),
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return chat_text(messages)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         msg = "this engine does not turn token ids into text"
@@ -98,6 +126,9 @@ class Talk:
         self.job = job
         self.sink: AttemptSink | None = sink
         self.said = 0
+        self.choice = 0
+        self.reasons: list[str] = []
+        self.total = 0
         self.held = ""
         self.paused = False
         parrot.talking.add(self)
@@ -119,7 +150,8 @@ class Talk:
     # --- talking
 
     def begin(self) -> None:
-        self.words = words(self.job.prompt + self.job.prefix)
+        chat = self.job.chat
+        self.words = words(self.job.prompt + self.job.prefix if chat is None else chat_text(chat.messages))
         if self.sink is None:
             return
         if len(self.words) >= CONTEXT_TOKENS:
@@ -137,14 +169,14 @@ class Talk:
             self.end("length")
             return
         # The seed says where it begins, so that other seeds say other things.
-        word = self.words[(self.said + self.job.seed) % len(self.words)]
+        word = self.words[(self.said + self.job.seed + self.choice) % len(self.words)]
         self.said += 1
         before = self.held
         self.held += word
         hit = min((at for stop in self.job.stop if (at := self.held.find(stop)) >= 0), default=-1)
         if hit >= 0:
             word = self.held[len(before) : hit]
-        sink.entries(EntryBatch([0], [word], logprobs=["0.0"] if self.job.logprobs else None))
+        sink.entries(EntryBatch([0], [word], choices=[self.choice] if self.choice else None))
         if hit >= 0:
             self.end("stop")
         elif self.sink is not None and sink.pressure():
@@ -152,12 +184,20 @@ class Talk:
         else:
             asyncio.get_running_loop().call_soon(self.talk)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: Literal["stop", "length"]) -> None:
+        """An answer is over: the next one, or the end of all."""
+        self.reasons.append(reason)
+        self.total += self.said
+        if len(self.reasons) < self.job.n:
+            self.choice, self.said, self.held = self.choice + 1, 0, ""
+            asyncio.get_running_loop().call_soon(self.talk)
+            return
         sink = self.sink
         self.cancel()
         if sink is not None:
-            finish = "length" if reason == "length" else "stop"
-            sink.ended(AttemptEnd(finish_reason=finish, prompt_tokens=len(self.words), tokens=self.said))
+            several = tuple(self.reasons) if self.job.n > 1 else ()
+            count = len(self.words)
+            sink.ended(AttemptEnd(finish_reason=reason, finish_reasons=several, prompt_tokens=count, tokens=self.total))
 
     def fail(self, kind: str, message: str, *, retriable: bool = True) -> None:
         sink = self.sink
