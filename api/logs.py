@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
+from ..core.events.response import ResponseDeleted
 from ..core.events.server import ServerStarted, ServerStopped
 from ..core.events.task import (
     TaskAdmitted,
@@ -106,6 +107,7 @@ class EventLog:
             TaskAttemptFailed: self._attempt_failed,
             TaskCancelled: self._cancelled,
             TaskEnded: self._ended,
+            ResponseDeleted: self._response_deleted,
             **SENTENCES,
             ServerStarted: self._server_started,
             ServerStopped: self._server_stopped,
@@ -230,6 +232,15 @@ class EventLog:
             "warning",
             fields,
             f"Attempt {event.attempt} of task {event.task_id} broke off: {event.message.rstrip('.')}.",
+        )
+
+    @staticmethod
+    def _response_deleted(record: Recorded) -> tuple[str, Fields, str]:
+        task_id = record.payload.task_id
+        return (
+            "info",
+            {"task_id": task_id},
+            f"The stored response of task {task_id} was deleted; the journal keeps the task.",
         )
 
     def _cancelled(self, record: Recorded) -> tuple[str, Fields, str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llama_orch.api.logs import EventLog, LineWriter, LogHandler
 from llama_orch.api.redact import HIDDEN, redact, redact_text
+from llama_orch.core.events.response import ResponseDeleted
 from llama_orch.core.events.task import (
     DecisionRecord,
     FilterRecord,
@@ -141,6 +142,12 @@ def test_lines_have_the_fields_of_their_moment() -> None:
     assert (started["queue_time_ms"], started["tokens_in"]) == (41, 9)
     assert cancelled["reason"] == "client"
     assert (ended["tokens_in"], ended["tokens_out"], ended["decode_ms"]) == (9, 2, 7)
+
+
+def test_a_deleted_response_is_told_with_its_task() -> None:
+    (line,) = lines_of([("response.deleted", ResponseDeleted(task_id="t", owner="local"))])
+    assert line["task_id"] == "t"
+    assert line["human"] == "The stored response of task t was deleted; the journal keeps the task."
 
 
 def test_levels_hold_lesser_lines_back() -> None:
