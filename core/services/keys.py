@@ -142,12 +142,6 @@ class KeyService:
         """Whether there is or was a key: from then on the server is not open to everyone any more."""
         return bool(self._journal.head.keys.by_id)
 
-    @property
-    def usable(self) -> bool:
-        """Whether a key is accepted now."""
-        now = self._journal.now_ns()
-        return any(not s.over_ns and not s.due(now) for s in self._journal.head.keys.by_id.values())
-
     def find(self, token: bytes) -> Caller:
         """Whose key this is. :raises BadTokenError: nobody's, or it is over; which of these is not told to guessers."""
         head = self._journal.head.keys
