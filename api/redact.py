@@ -10,9 +10,27 @@ _KEY = re.compile(
     r"(?i)(?:^|[._-])(?:authorization|cookie|api[_-]?key|key|token|secret|password|passwd|passphrase|credentials?)$"
 )
 #: what a text must hold to be looked at closely; a shape below without one of these is never found
-_HINTS = ("sk-", "pk-", "rk-", "earer", "EARER", "asic", "ASIC", "://", "hf_", "gh", "glpat", "xox", "eyJ", "AKIA", "=")
+_HINTS = (
+    "lo_",
+    "sk-",
+    "pk-",
+    "rk-",
+    "earer",
+    "EARER",
+    "asic",
+    "ASIC",
+    "://",
+    "hf_",
+    "gh",
+    "glpat",
+    "xox",
+    "eyJ",
+    "AKIA",
+    "=",
+)
 _SHAPES = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{4,}"), rf"\1 {HIDDEN}"),
+    (re.compile(r"(?<![A-Za-z0-9])lo_[A-Za-z0-9_-]{43}"), HIDDEN),
     (re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{8,}"), HIDDEN),
     (re.compile(r"\b(?:hf|ghp|gho|ghs|glpat|xox[abp])[_-][A-Za-z0-9_-]{8,}"), HIDDEN),
     (re.compile(r"\bAKIA[A-Z0-9]{12,}"), HIDDEN),
