@@ -257,7 +257,7 @@ def failure_of(status: int, error: WireError) -> AttemptFailure:
     message = error.message or f"HTTP {status}"
     if status in _BUSY:
         return AttemptFailure(kind="refused", message=message)
-    if 400 <= status < 500 and (error.code in _CONTEXT_CODES or error.type in _CONTEXT_CODES or _words_say(message)):
+    if not _CONTEXT_CODES.isdisjoint((error.code, error.type)) or (400 <= status < 500 and _words_say(message)):
         return AttemptFailure(kind="context", message=message, retriable=False)
     if 300 <= status < 500 or status == 501:
         return AttemptFailure(kind="invalid", message=message, retriable=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -315,10 +316,9 @@ def _measured(body: bytes) -> dict[str, float]:
         if not name.startswith("vllm:") or _NOISE.search(name):
             continue
         name = _SAME_FOR_ALL.sub("", name).replace(",}", "}").removesuffix("{}")
-        try:
-            values.setdefault(name, []).append(float(value))
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            number = float(value)
+            values.setdefault(name, []).append(number)
     return {name: sum(found) / (len(found) if "_perc" in name else 1) for name, found in values.items()}
 
 

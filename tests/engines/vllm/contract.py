@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,10 +40,11 @@ def opener(make):
 class RealVllm(EngineContract):
     def tool_job(self, **changes):
         job = super().tool_job(**changes)
+        assert job.chat is not None
         # A model of random weights calls whatever it may; vLLM holds arguments to the schema of strict functions alone,
         # and lets control characters stand in their texts.
         choice = {"type": "function", "function": {"name": "get_weather"}}
-        tools = copy.deepcopy(list(job.chat.tools))
+        tools: list[Any] = copy.deepcopy(list(job.chat.tools))
         for tool in tools:
             tool["function"]["strict"] = True
         tools[0]["function"]["parameters"]["properties"]["city"] = {"enum": ["Bern", "Rome"]}
@@ -111,9 +113,8 @@ class TestVllm(RealVllm):
             async with opener(lambda: Vllm({"url": url}))() as it:
                 await it.properties()
                 text = "Räuber 🙂 und Gendarm"
-                chat = self.chat_job(text)
-                end, parsed = await self.said(it, chat)
-                prompt = await it.render_chat(chat.chat.messages)
+                end, parsed = await self.said(it, self.chat_job(text))
+                prompt = await it.render_chat([{"role": "user", "content": text}])
                 plain = self.job(prompt, workload="chat")
                 rendered_end, rendered = await self.said(it, plain)
                 assert rendered.text == parsed.text
