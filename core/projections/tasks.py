@@ -80,7 +80,8 @@ class Duplicate(msgspec.Struct, frozen=True, gc=False):
     task_id: str
     request_digest: str
     until_ns: int
-    #: the task failed in a way that another run may mend: the same request may run again under the key (ADM-6)
+    #: the task failed in a way that another run may mend, or nobody was left to read it: the same request may run again
+    #: under the key (ADM-6)
     may_run_again: bool = False
 
 
@@ -168,7 +169,10 @@ class Tasks(Projection):
     @on(TaskCancelled)
     def _cancelled(self, record: Recorded) -> None:
         # The end follows in the same batch; the reason stays in the journal.
-        del record
+        event: TaskCancelled = record.payload
+        if event.reason == "disconnect":
+            # Whoever comes back with the key was cut off, and wants the answer still.
+            self._may_run_again(self.live[event.task_id])
 
     @on(TaskEnded)
     def _ended(self, record: Recorded) -> None:
@@ -183,10 +187,14 @@ class Tasks(Projection):
         state.ended_epoch = record.epoch
         self.closing[event.task_id] = state
         if event.retriable and event.outcome == "failed":
-            key = (state.admitted.owner, state.admitted.idempotency_digest)
-            known = self.keys.get(key)
-            if known is not None and known.task_id == event.task_id:
-                self.keys[key] = msgspec.structs.replace(known, may_run_again=True)
+            self._may_run_again(state)
+
+    def _may_run_again(self, state: TaskState) -> None:
+        """The same request may run again under the task's key."""
+        key = (state.admitted.owner, state.admitted.idempotency_digest)
+        known = self.keys.get(key)
+        if known is not None and known.task_id == state.task_id:
+            self.keys[key] = msgspec.structs.replace(known, may_run_again=True)
 
     @on(TaskTranscribed)
     def _transcribed(self, record: Recorded) -> None:
