@@ -27,6 +27,7 @@ from ..core.events.task import (
     TaskStarted,
 )
 from ..core.projections.projection import Recorded
+from .log_clients import SENTENCES as CLIENT_SENTENCES
 from .log_pools import SENTENCES, WARNINGS
 from .redact import redact, redact_text
 
@@ -109,6 +110,7 @@ class EventLog:
             TaskEnded: self._ended,
             ResponseDeleted: self._response_deleted,
             **SENTENCES,
+            **CLIENT_SENTENCES,
             ServerStarted: self._server_started,
             ServerStopped: self._server_stopped,
         }

@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from ..core.errors import BudgetExhaustedError
 from ..core.events.pool import PoolDraining, PoolReady, PoolUnready
 from ..core.events.task import TaskAdmitted, TaskCancelled, TaskEnded, TaskPlaced, TaskRejected, TaskStarted
 from ..core.projections.projection import Recorded
@@ -38,6 +39,7 @@ _HELP = {
     "tasks_started_total": "Tasks that an engine took.",
     "tasks_canceled_total": "Tasks that were cancelled, by reason.",
     "tasks_rejected_total": "Requests turned away before the queue, by code.",
+    "budget_rejections_total": "Requests refused, and tasks ended, because a budget was used up.",
     "tokens_in_total": "Prompt tokens of ended tasks.",
     "tokens_out_total": "Tokens that ended tasks were given.",
     "admission_backpressure_events_total": "Requests that met a full queue, by its policy.",
@@ -262,6 +264,8 @@ class Metrics(Collector):
         group = head.pools.group_of(event.model_ref)
         engine = self._group_labels(group)[0] if group is not None else ""
         self._counters["tasks_rejected_total"].add(engine, event.code)
+        if event.code == BudgetExhaustedError.code:
+            self._counters["budget_rejections_total"].add("refused")
         if event.code in ("ADMISSION_REJECT", "QUEUE_FULL_DROP_LRU") and group is not None:
             dropping = any(p.declared.full_policy == "drop-lru" for p in head.pools.serving(group))
             self._counters["admission_backpressure_events_total"].add(engine, "drop-lru" if dropping else "reject")
@@ -289,6 +293,8 @@ class Metrics(Collector):
     def _ended(self, event: TaskEnded) -> None:
         labels, priority = self._task_labels(event.task_id)
         self._tasks.pop(event.task_id, None)
+        if event.code == BudgetExhaustedError.code:
+            self._counters["budget_rejections_total"].add("ended")
         if event.prompt_tokens:
             self._counters["tokens_in_total"].add(*labels, by=event.prompt_tokens)
         if event.tokens_out:
@@ -358,7 +364,8 @@ class Metrics(Collector):
             gauges["model_state"].set(model, "ready", to=int(is_ready))
             gauges["model_state"].set(model, "unready", to=int(not is_ready))
         gauges["placement_candidates_considered"].set(to=self._candidates)
-        gauges["active_sessions"].set(to=len(head.sessions.by_id))
+        now_ns = services.journal.now_ns()
+        gauges["active_sessions"].set(to=sum(not session.due(now_ns) for session in head.sessions.by_id.values()))
         gauges["active_streams"].set(to=services.readers.open)
         gauges["journal_ok"].set(to=int(services.journal.status == "ok"))
         self._counters["metrics_frames_dropped_total"].set(to=services.streams.metrics_dropped)

@@ -34,6 +34,12 @@ def frame(event: str, data: Any, frame_id: str = "") -> bytes:
 
 def started_data(event: TaskStarted) -> dict[str, Any]:
     """Data of the ``started`` frame."""
+    kv: dict[str, bool] = {}
+    if event.kv_warmth:
+        kv = {"kv_warmth": True}
+    elif event.kv_lost:
+        # What its session had elsewhere is read again here: nothing of a KV cache is ever moved (SES-2).
+        kv = {"kv_warmth": False, "kv_migrated": False}
     return {
         "task_id": event.task_id,
         "queue_position": event.queue_position,
@@ -46,6 +52,7 @@ def started_data(event: TaskStarted) -> dict[str, Any]:
         "model_digest": event.model_digest,
         "sampler_profile_version": event.sampler_profile_version,
         "seed": event.seed,
+        **kv,
     }
 
 
