@@ -225,7 +225,7 @@ def test_vectors_and_ranks_are_tasks_too(client: openai.OpenAI, live: LiveServer
 
 
 def test_a_prompt_that_fails_fails_the_request_and_leaves_the_others(client: openai.OpenAI, live: LiveServer) -> None:
-    prompts = ["[[mock fault=silent]] first", "[[mock fault=refuse]] second"]
+    prompts = ["[[mock fault=silent]] first", "[[mock fault=cut:1]] second"]
     body: Any = {"model": "mock", "prompt": prompts, "extra_body": {"recovery": "none"}}
     with pytest.raises(openai.APIStatusError) as caught:
         client.completions.create(**body)
@@ -249,7 +249,7 @@ def test_a_retry_with_its_key_waits_for_the_first_run(client: openai.OpenAI, liv
     impatient = client.with_options(timeout=0.4, max_retries=10)
     raw = impatient.chat.completions.with_raw_response.create(
         model="mock",
-        messages=[{"role": "user", "content": "[[mock prefill_ms=1500]] be slow"}],
+        messages=[{"role": "user", "content": "[[mock prefill_ms=700]] be slow"}],
         extra_headers={"Idempotency-Key": "one-run"},
         extra_body={"cancel_on_disconnect": False},
     )
