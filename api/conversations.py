@@ -8,6 +8,7 @@ affinity only: the task goes where the conversation's KV cache is, and nothing l
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Final, Protocol
 
 import msgspec
@@ -33,6 +34,7 @@ CONVERSATION_HELP: Final = {
     "X-Session-Id": "The conversation: the id of a session that is open, or any name, which keeps the conversation where its"
     " KV cache is. " + ", ".join(CONVERSATION_HEADERS[1:]) + " do the same."
 }
+_NAMES: Final = {name.lower().encode(): None for name in CONVERSATION_HEADERS}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 
 
@@ -50,8 +52,8 @@ class Asking(Protocol):
 
     caller: Caller
 
-    def header(self, name: str) -> str | None:
-        """A header's value, ``None`` when it was not sent."""
+    def headers(self, names: Container[bytes]) -> dict[bytes, str]:
+        """Those of some headers that were sent, by their names in lower case."""
         ...
 
 
@@ -63,10 +65,12 @@ def conversation_of(call: Asking, services: Services, *, session_id: str | None 
     """
     if session_id is not None:
         return Conversation(session_id=session_id)
-    for name in CONVERSATION_HEADERS:
-        value = call.header(name)
-        if value:
-            return _joined(value, call, services) or Conversation(affinity=value)
+    sent = call.headers(_NAMES)
+    if sent:
+        for name in _NAMES:
+            value = sent.get(name)
+            if value:
+                return _joined(value, call, services) or Conversation(affinity=value)
     return Conversation(affinity=hint)
 
 

@@ -20,7 +20,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import falcon
@@ -85,6 +85,11 @@ class Call:
     def header(self, name: str) -> str | None:
         """A request header's value, ``None`` when it was not sent."""
         return self._request.get_header(name)
+
+    def headers(self, names: Container[bytes]) -> dict[bytes, str]:
+        """Those of some headers that were sent, by their names in lower case: one look at all of them."""
+        found: list[tuple[bytes, bytes]] = self._request.scope["headers"]
+        return {name: value.decode("latin-1") for name, value in found if name in names}
 
     @property
     def connection(self) -> Connection:
