@@ -118,10 +118,18 @@ class Edge:
                 raise
             task.uncancel()
 
+    def _shape_of(self, path: str) -> str:
+        """How errors of a path are written: as those of the route that it is, or that it stands below."""
+        while path:
+            if path in self._shapes:
+                return self._shapes[path]
+            path = path.rpartition("/")[0]
+        return "native"
+
     async def _refuse(self, error: OrchError, scope: dict[str, Any], send: Send) -> None:
         correlation = scope["llama_orch.correlation"]
         _log.warning("refused: %s", error.message, extra={"correlation_id": correlation})
-        body = body_of(error, self._shapes.get(scope["path"], "native"), correlation)
+        body = body_of(error, self._shape_of(scope["path"]), correlation)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
         await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from ...core.entries import EntryBatch
-from ...core.errors import OrchError
+from ...core.errors import OrchError, ResumeLostError
 from ...core.events.task import TaskEnded
 from ...core.journal.live import Segment
 from ...core.logprobs import unpack_logprobs
@@ -271,6 +271,12 @@ class ResponseRenderer:
         # There is no event for a cancel; the response in it says what it was.
         name = "response.incomplete" if status == "cancelled" else f"response.{status}"
         self._emit(name, out, response=ended_response(self._shown, self._blocks, event))
+        if self._after >= self._next:
+            msg = f"starting_after: this stream ended with {self._next - 1}, and {self._after} was never in it"
+            remedy = "Read it from the start; what was seen of it was lost, or belongs to another response."
+            lost = ResumeLostError(msg, field="starting_after", got=self._after, remedy=remedy)
+            self._after = self._next - 1
+            out.append(self.broken(lost))
 
     def broken(self, error: OrchError) -> bytes:
         """The transport breaks off, which clients raise; the response goes on, from the number that it names."""

@@ -1,0 +1,104 @@
+"""Keys, asked for and refused in each compatible API's own words; what is somebody else's is not there (AUTH-1, API-2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from llama_orch.core.services.caller import Caller
+from llama_orch.core.services.keys import KeySpec
+
+from .live_server import LiveServer, mock_settings
+
+MESSAGES: list[anthropic.types.MessageParam] = [{"role": "user", "content": "x"}]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    server = LiveServer(tmp_path_factory.mktemp("live"), mock_settings())
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def keys(live: LiveServer) -> dict[str, str]:
+    def made(spec: KeySpec) -> str:
+        return live.run(live.services.keys.create(spec, Caller(), "c"))[1]
+
+    return {
+        "one": made(KeySpec(name="one")),
+        "two": made(KeySpec(name="two")),
+        "reader": made(KeySpec(name="reader", scopes=["read"])),
+        "other-model": made(KeySpec(name="other-model", models=["something-else"])),
+    }
+
+
+def claude(live: LiveServer, key: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=live.url, api_key=key, max_retries=0)
+
+
+def gpt(live: LiveServer, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0)
+
+
+def test_anthropics_key_header_and_a_bearer_are_the_same(live: LiveServer, keys: dict[str, str]) -> None:
+    with claude(live, keys["one"]) as client:
+        assert client.messages.create(model="mock", max_tokens=3, messages=MESSAGES).content
+    bearer = anthropic.Anthropic(base_url=live.url, auth_token=keys["one"], max_retries=0)
+    with bearer as client:
+        assert client.messages.count_tokens(model="mock", messages=MESSAGES).input_tokens
+
+
+@pytest.mark.parametrize(
+    "key, kind, code",
+    [
+        ("lo_wrong", "authentication_error", "BAD_TOKEN"),
+        ("reader", "permission_error", "FORBIDDEN"),
+        ("other-model", "permission_error", "FORBIDDEN"),
+    ],
+)
+def test_a_key_that_does_not_do_is_refused_in_anthropics_words(
+    live: LiveServer, keys: dict[str, str], key: str, kind: str, code: str
+) -> None:
+    with claude(live, keys.get(key, key)) as client:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            client.messages.create(model="mock", max_tokens=3, messages=MESSAGES)
+    assert isinstance(caught.value.body, dict)
+    error = caught.value.body["error"]
+    assert (error["type"], error["code"]) == (kind, code)
+    assert error["remedy"]
+    assert caught.value.status_code == (401 if code == "BAD_TOKEN" else 403)
+
+
+def test_a_missing_key_is_asked_for_in_the_words_of_each_route(live: LiveServer, keys: dict[str, str]) -> None:
+    assert keys
+    with httpx.Client(base_url=live.url) as http:
+        said = http.post("/v1/messages", json={}).json()
+        assert (said["type"], said["error"]["type"]) == ("error", "authentication_error")
+        for path in ("/v1/responses", f"/v1/responses/resp_{'0' * 32}", f"/v1/responses/resp_{'0' * 32}/input_items"):
+            answer = http.get(path)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "MISSING_TOKEN"
+
+
+def test_another_keys_response_is_not_there(live: LiveServer, keys: dict[str, str]) -> None:
+    with gpt(live, keys["one"]) as mine, gpt(live, keys["two"]) as theirs:
+        response_id = mine.responses.create(model="mock", input="x").id
+        assert mine.responses.retrieve(response_id).status == "completed"
+        for look in (
+            theirs.responses.retrieve,
+            theirs.responses.cancel,
+            theirs.responses.delete,
+            theirs.responses.input_items.list,
+        ):
+            with pytest.raises(openai.NotFoundError):
+                look(response_id)
+        with pytest.raises(openai.NotFoundError):
+            list(theirs.responses.retrieve(response_id, stream=True))
+        with pytest.raises(openai.NotFoundError):
+            theirs.responses.create(model="mock", input="y", previous_response_id=response_id)
+        assert mine.responses.retrieve(response_id).status == "completed"
