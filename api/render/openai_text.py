@@ -71,9 +71,12 @@ class TextRenderer:
         #: characters that each choice has said, echo and all
         self._said = [len(echo) for echo in echoes for _ in range(n)]
         self._before = b"data: " + _encode(self._head)[:-1] + b',"choices":[{"text":'
-        self._after = b',"logprobs":null,"finish_reason":null}]' + (b',"usage":null}' if include_usage else b"}")
-        #: chunks are cached with the segment only for readers that would write the same
-        self._kind = f"{KIND}:{include_usage}:{created}:{model}:{task_id}"
+        tail = b',"logprobs":null,"finish_reason":null}]' + (b',"usage":null}' if include_usage else b"}") + b"\n\n"
+        bases = range(0, n * len(echoes), n)
+        #: by prompt: what stands behind a text of its first answer
+        self._after = [b',"index":%d%b' % (base, tail) for base in bases]
+        #: by prompt: chunks are cached with the segment only for readers that would write the same
+        self._kind = [f"{KIND}:{include_usage}:{created}:{model}:{task_id}:{base}" for base in bases]
 
     def abandoned(self) -> set[int]:
         """The prompts whose tasks go on although the stream ended, since another one failed."""
@@ -87,15 +90,15 @@ class TextRenderer:
 
     def _segment(self, prompt: int, segment: Segment) -> bytes:
         batch = segment.batch
-        base = prompt * self._n
         if batch.channels is None and batch.choices is None and batch.logprobs is None:
-            kind = f"{self._kind}:{base}"
+            kind = self._kind[prompt]
             known = segment.rendered.get(kind)
             if known is None:
-                after = b',"index":%d%b\n\n' % (base, self._after)
-                known = b"".join([self._before + _encode(text) + after for text in batch.texts if text])
+                before, after = self._before, self._after[prompt]
+                known = b"".join([before + _encode(text) + after for text in batch.texts if text])
                 segment.rendered[kind] = known
             return known
+        base = prompt * self._n
         out: list[bytes] = []
         for entry in batch.entries():
             if entry.choice >= self._n or entry.channel != TEXT:
