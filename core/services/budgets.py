@@ -86,7 +86,7 @@ class BudgetService:
     def refuse(self, request: TaskRequest, caller: Caller, now_ns: int) -> None:
         """:raises BudgetExhaustedError: a budget that the task would be counted on is spent."""
         for account in self._accounts(caller.owner, request.session_id, now_ns):
-            left = room_of([account], now_ns).left
+            left = room_of([account], now_ns)
             for name, words in (("tokens", "tokens"), ("decode_us", "decode time"), ("cost_pico", "money")):
                 if getattr(left, name) <= 0:
                     raise exhausted_account(account, words, now_ns)
@@ -99,7 +99,7 @@ class BudgetService:
             speaks = 1 if request.workload in ("completion", "chat") else 0
             cost = prompt_tokens * dearer(prices) + speaks * prices.output_pico
             wanted = Amount(tokens=prompt_tokens + speaks, cost_pico=cost)
-            left = room_of(accounts, now_ns).left
+            left = room_of(accounts, now_ns)
             if left.tokens < wanted.tokens or left.cost_pico < wanted.cost_pico:
                 raise exhausted(accounts, wanted, now_ns)
         return []
@@ -109,7 +109,7 @@ class BudgetService:
         accounts = self._journal.head.budgets.counted(caller.owner, request.session_id or "")
         if not accounts:
             return None
-        left, price = room_of(accounts, now_ns).left, self._prices_of(request)
+        left, price = room_of(accounts, now_ns), self._prices_of(request)
         money = (left.cost_pico - price.output_pico) // dearer(price) if dearer(price) else left.tokens
         return min(left.tokens - 1, money)
 
@@ -252,7 +252,7 @@ class BudgetService:
         accounts = budgets.counted(owner, session_id)
         if not accounts:
             return None
-        left = room_of(accounts, self._journal.now_ns()).left
+        left = room_of(accounts, self._journal.now_ns())
         declared = [account.declared for account in accounts]
         found = Remaining(
             tokens=left.tokens if any(one.tokens >= 0 for one in declared) else None,
@@ -269,7 +269,7 @@ def view_of(account: Account, now_ns: int) -> BudgetView:
     if account.due(now_ns):
         following = rolled(account, now_ns)
         spent, start_ns, end_ns = NOTHING, following.window_start_ns, following.window_end_ns
-    left = room_of([account], now_ns).left
+    left = room_of([account], now_ns)
     return BudgetView(
         scope=declared.scope,
         subject=declared.subject,

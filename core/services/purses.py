@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from ..amounts import beyond, covers, plus
 from ..entries import EntryBatch
 from ..errors import BudgetExhaustedError
@@ -29,40 +27,29 @@ _ENDLESS = 10**30
 _QUANTITIES = (("tokens", "tokens"), ("decode_us", "decode time"), ("cost_pico", "money"))
 
 
-class Room(msgspec.Struct, frozen=True, gc=False):
-    """What accounts have left together, and how much of it one task may take at a time."""
-
-    left: Amount
-    #: per tranche; of money :data:`_ENDLESS` where no cap bounds it
-    share: Amount
-
-
-def room_of(accounts: Sequence[Account], now_ns: int, coming: int = 0) -> Room:
-    """What is left where all of these accounts apply; a window that is over counts as begun anew.
-
-    :param coming: 1 for a task that is no holder yet.
-    """
+def room_of(accounts: Sequence[Account], now_ns: int) -> Amount:
+    """What is left where all of these accounts apply; a window that is over counts as begun anew."""
     left = {"tokens": _ENDLESS, "decode_us": _ENDLESS, "cost_pico": _ENDLESS}
-    share = {"tokens": _UNBOUNDED.tokens, "decode_us": _UNBOUNDED.decode_us, "cost_pico": _ENDLESS}
     for account in accounts:
-        holders = 2 * max(1, account.holders + coming)
         for name, _ in _QUANTITIES:
-            room = account.room(name)
-            if room is None:
-                continue
-            if account.due(now_ns):
-                room += getattr(account.spent, name)
-            room = max(0, room)
-            left[name] = min(left[name], room)
-            most = getattr(_TRANCHE, name) or _ENDLESS
-            share[name] = min(share[name], room // holders, most)
-    return Room(Amount(**left), Amount(**share))
+            room = _room(account, name, now_ns)
+            if room is not None:
+                left[name] = min(left[name], room)
+    return Amount(**left)
+
+
+def _room(account: Account, name: str, now_ns: int) -> int | None:
+    """What is left of one quantity in one account; ``None``: it has no cap."""
+    room = account.room(name)
+    if room is not None and account.due(now_ns):
+        room += getattr(account.spent, name)
+    return None if room is None else max(0, room)
 
 
 def exhausted(accounts: Sequence[Account], wanted: Amount, now_ns: int) -> BudgetExhaustedError:
     """The error for what the accounts cannot hold: names the first of them, and when its window ends."""
     for account in accounts:
-        left = room_of([account], now_ns).left
+        left = room_of([account], now_ns)
         for name, words in _QUANTITIES:
             if getattr(wanted, name) > getattr(left, name):
                 return exhausted_account(account, words, now_ns)
@@ -100,7 +87,7 @@ class Purses:
         if not accounts or state.task_id in budgets.holds:
             return []
         prices = self._prices.of(admitted.group, admitted.model_ref)
-        left = room_of(accounts, now_ns, 1).left
+        left = room_of(accounts, now_ns)
         speaks = 1 if generates(state) else 0
         prompt = admitted.inputs_tokens or admitted.prompt_tokens
         if not admitted.prompt_tokens_exact or admitted.inputs_tokens:
@@ -145,7 +132,7 @@ class Purses:
             return []
         accounts = budgets.open_of(hold)
         more = beyond(wanted, hold.amount)
-        if not covers(room_of(accounts, now_ns).left, more):
+        if not covers(room_of(accounts, now_ns), more):
             raise exhausted(accounts, more, now_ns)
         return [*due(accounts, now_ns), BudgetReserved(task_id=state.task_id, hold=plus(hold.amount, more))]
 
@@ -195,16 +182,21 @@ def due(accounts: Sequence[Account], now_ns: int) -> list[object]:
 def tranche(
     accounts: Sequence[Account], wanted: Amount, prices: PriceRecord, rest: int, now_ns: int, coming: int = 0
 ) -> Amount:
-    """What is reserved beyond what is wanted now: a share of what is left behind that.
+    """What is reserved beyond what is wanted now: a share of what is left behind that, half of it for all holders together.
 
     :param rest: tokens that the task can still come to.
+    :param coming: 1 for a task that is no holder yet.
     """
-    room = room_of(accounts, now_ns, coming)
-    spare = beyond(room.left, wanted)
-    tokens = min(room.share.tokens, spare.tokens, rest)
-    decode_us = min(room.share.decode_us, spare.decode_us)
+    share = {"tokens": _UNBOUNDED.tokens, "decode_us": _UNBOUNDED.decode_us, "cost_pico": _ENDLESS}
+    for account in accounts:
+        holders = 2 * max(1, account.holders + coming)
+        for name, _ in _QUANTITIES:
+            room = _room(account, name, now_ns)
+            if room is not None:
+                most = getattr(_TRANCHE, name) or _ENDLESS
+                share[name] = min(share[name], most, max(0, room - getattr(wanted, name)) // holders)
+    tokens, decode_us, most = min(share["tokens"], rest), share["decode_us"], share["cost_pico"]
     cost = tokens * prices.output_pico + decode_us * prices.decode_us_pico
-    most = min(room.share.cost_pico, spare.cost_pico)
     if cost > most:
         tokens, decode_us = tokens * most // cost, decode_us * most // cost
         cost = tokens * prices.output_pico + decode_us * prices.decode_us_pico
@@ -251,14 +243,14 @@ class Purse:
             return None
         accounts = self._journal.head.budgets.open_of(hold)
         more = beyond(_wanted(state, hold, 0, decode_us), hold.amount)
-        return None if covers(room_of(accounts, now_ns).left, more) else exhausted(accounts, more, now_ns)
+        return None if covers(room_of(accounts, now_ns), more) else exhausted(accounts, more, now_ns)
 
     def _append_reserving(self, state: TaskState, attempt_no: int, batch: EntryBatch, now_ns: int) -> bool:
         budgets = self._journal.head.budgets
         hold = budgets.holds[self._task_id]
         accounts = budgets.open_of(hold)
         decode_us = state.decode_us_at(now_ns)
-        left = room_of(accounts, now_ns).left
+        left = room_of(accounts, now_ns)
         wanted = _wanted(state, hold, batch.token_count, decode_us)
         more = beyond(wanted, hold.amount)
         entries, error = len(batch), None

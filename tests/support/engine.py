@@ -135,7 +135,9 @@ class ScriptedEngine:
         self.breaks: Exception | None = None
         self.renders = True
         self.strict_capable = True
-        self.workloads = ("completion", "chat")
+        #: slots whose KV cache was to be freed
+        self.forgotten: list[int] = []
+        self.workloads: tuple[str, ...] = ("completion", "chat")
         #: beside them; ``None`` = as an engine that says nothing of it
         self.features: tuple[str, ...] | None = None
 
@@ -192,7 +194,8 @@ class ScriptedEngine:
         raise InvalidParamsError(msg, field="tokens")
 
     async def forget(self, slot: int) -> bool:
-        return False
+        self.forgotten.append(slot)
+        return True
 
     async def slots_in_use(self) -> int | None:
         return sum(not a.slot_is_free for a in self.attempts)

@@ -1,0 +1,589 @@
+"""Budgets: reserved in tranches, charged what the journal holds, never beyond a cap (BUD-1, BUD-2)."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+import pytest
+
+from llama_orch.core.amounts import decimal, pico
+from llama_orch.core.entries import batch_of
+from llama_orch.core.errors import BudgetExhaustedError, ConflictError, InvalidParamsError, NotFoundError
+from llama_orch.core.events.budget import BudgetReserved, BudgetRolled, BudgetSet
+from llama_orch.core.events.task import TaskAdmitted, TaskEnded, TaskRejected
+from llama_orch.core.ports import AttemptEnd, EmbeddingResult
+from llama_orch.core.services.caller import Caller
+from llama_orch.core.services.windows import bounds
+from llama_orch.core.settings import BudgetCapSettings, BudgetSettings, PriceSettings, Settings
+from llama_orch.core.types import Amount, Entry
+
+from ...support.clock import START_NS
+from ...support.engine import ScriptedAttempt
+from ...support.stage import LOCAL, Stage, on_stage, settings_for
+
+DAY_MS = 86_400_000
+SESSION = "00000000-0000-4000-8000-000000000007"
+PRICES = {"*": PriceSettings(input="1", cached="0.1", output="2", second="0.000003")}
+
+
+def priced(slots: dict[str, int], *, keys: list[BudgetCapSettings] | None = None, **admission: Any) -> Settings:
+    plain = settings_for(slots, **admission)
+    return msgspec.structs.replace(plain, prices=PRICES, budgets=BudgetSettings(keys=keys or []))
+
+
+def put(stage: Stage, subject: str = "local", scope: str = "key", **caps: Any) -> None:
+    stage.run(stage.services.budgets.put(scope, subject, BudgetCapSettings(**caps), LOCAL))
+
+
+def spent(stage: Stage, account: str = "key/local/none") -> Amount:
+    return stage.journal.head.budgets.accounts[account].spent
+
+
+def held(stage: Stage, account: str = "key/local/none") -> Amount:
+    return stage.journal.head.budgets.accounts[account].held
+
+
+def say(stage: Stage, attempt: ScriptedAttempt, *words: str) -> None:
+    attempt.say(*words)
+    stage.settle()
+
+
+def embeds(stage: Stage) -> None:
+    """The pool's engine turns out to do embeddings."""
+    stage.engines["p"].workloads = ("completion", "embedding")
+    stage.pool_ready("p")
+    stage.settle()
+
+
+def finish(stage: Stage, task_id: str, words: int = 3) -> None:
+    attempt = stage.attempt(task_id)
+    attempt.start()
+    say(stage, attempt, *["w"] * words)
+    attempt.end()
+    stage.settle()
+
+
+# --- money ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["0", "2.5", "0.000000000001", "999999999999", "10", "0.1"])
+def test_decimals_come_back_as_they_were(text: str) -> None:
+    assert decimal(pico(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", ".5", "-1", "1e3", "1.0000000000001", "1.2.3", "٣"])
+def test_what_is_no_decimal_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="decimal"):
+        pico(text)
+
+
+def test_the_charge_is_exact_to_the_last_unit() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(10, 4)
+        say(stage, attempt, "a")
+        stage.clock.advance_ms(7)
+        say(stage, attempt, "b", "c")
+        stage.cancel(task_id)
+        # 6 tokens at 1 and 4 at 0.1 per million, 3 at 2, 7,000 µs at 0.000003 a second
+        money = 6 * 1_000_000 + 4 * 100_000 + 3 * 2_000_000 + 7_000 * 3
+        assert stage.ended(task_id).charge == Amount(tokens=13, decode_us=7_000, cost_pico=money)
+        assert spent(stage) == stage.ended(task_id).charge
+        assert held(stage) == Amount()
+
+
+# --- reservations --------------------------------------------------------------------------------------------------
+
+
+def test_large_max_tokens_lock_nobody_out() -> None:
+    with on_stage(slots={"p": 50}, settings=priced({"p": 50})) as stage:
+        put(stage, tokens=10_000)
+        tasks = [stage.submit(max_tokens=100_000).task_id for _ in range(50)]
+        assert len(stage.engines["p"].attempts) == 50
+        for task_id in tasks:
+            finish(stage, task_id, words=100)
+        assert {stage.ended(task_id).outcome for task_id in tasks} == {"completed"}
+        assert spent(stage).tokens == 50 * 103
+
+
+def test_a_task_takes_no_more_than_it_can_use() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=10_000)
+        stage.submit(max_tokens=5)
+        (reserved,) = stage.payloads(BudgetReserved)
+        assert reserved.hold.tokens == reserved.prompt_tokens + 5
+
+
+def test_at_the_cap_what_is_covered_is_appended_and_the_task_ends() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=10)
+        task_id = stage.submit().task_id
+        reader = stage.reader(task_id)
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        say(stage, attempt, *"abcdefghijk")
+        end = stage.ended(task_id)
+        assert (end.code, end.outcome, end.tokens_out, end.retriable) == ("BUDGET_EXHAUSTED", "failed", 7, False)
+        assert stage.said(task_id) == list("abcdefg")
+        assert attempt.cancelled
+        assert reader.ended == end
+        attempt.free()
+        stage.settle()
+        assert not stage.journal.head.leases.by_id
+        assert spent(stage).tokens == 10
+
+
+def test_an_entry_of_several_tokens_is_appended_whole_or_not_at_all() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=10)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        attempt.say_batch(batch_of([Entry(text="ab", tokens=5), Entry(text="c", tokens=0), Entry(text="de", tokens=3)]))
+        stage.settle()
+        assert stage.said(task_id) == ["ab", "c"]
+        assert spent(stage).tokens == 8
+
+
+def test_the_smaller_of_key_and_session_counts() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=1_000)
+        stage.run(stage.services.sessions.create(LOCAL, session_id=SESSION, budgets=[BudgetCapSettings(tokens=8)]))
+        task_id = stage.submit(session_id=SESSION).task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        say(stage, attempt, *"abcdefgh")
+        assert stage.ended(task_id).tokens_out == 5
+        assert spent(stage) == spent(stage, f"session/{SESSION}/none")
+        with pytest.raises(BudgetExhaustedError) as caught:
+            stage.submit(session_id=SESSION)
+        assert caught.value.details["scope"] == "session"
+        stage.submit()
+
+
+def test_who_has_spent_all_is_refused_before_the_queue() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, window="day", tokens=0)
+        with pytest.raises(BudgetExhaustedError) as caught:
+            stage.submit()
+        assert caught.value.status == 402
+        assert caught.value.details["window"] == "day"
+        assert 0 < caught.value.details["resets_after_ms"] <= DAY_MS
+        assert not stage.payloads(TaskAdmitted)
+        assert [r.code for r in stage.payloads(TaskRejected)] == ["BUDGET_EXHAUSTED"]
+
+
+def test_a_prompt_that_cannot_be_held_is_refused_and_one_that_may_fit_is_counted() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=20)
+        stage.submit(" ".join(["abcdefgh"] * 10))  # more bytes than tokens are left, but only ten tokens
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit(" ".join(["abcdefgh"] * 21))
+        assert [a.prompt_tokens for a in stage.payloads(TaskAdmitted)] == [10]
+
+
+def test_a_task_whose_money_went_while_it_waited_ends_at_its_placement() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=60)
+        first, second = stage.submit().task_id, stage.submit().task_id
+        attempt = stage.attempt(first)
+        attempt.start(3)
+        say(stage, attempt, *"x" * 57)
+        attempt.end()
+        stage.settle()
+        assert stage.ended(first).outcome == "completed"
+        end = stage.ended(second)
+        assert (end.code, end.charge, end.attempts) == ("BUDGET_EXHAUSTED", None, 0)
+
+
+def test_a_longer_prompt_than_was_reserved_is_reserved_when_the_engine_counted_it() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=1_000)
+        task_id = stage.submit("hi").task_id
+        stage.attempt(task_id).start(700)
+        assert held(stage).tokens >= 701
+        finish(stage, task_id)
+        assert spent(stage).tokens == 3 + 3  # the engine's count at its end is the last word
+
+
+def test_a_prompt_beyond_the_budget_ends_the_task_and_is_charged_nothing() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=500)
+        task_id = stage.submit("hi").task_id
+        stage.attempt(task_id).start(700)
+        stage.settle()
+        end = stage.ended(task_id)
+        assert (end.code, end.charge) == ("BUDGET_EXHAUSTED", Amount())
+        assert spent(stage) == held(stage) == Amount()
+
+
+def test_an_embedding_is_charged_for_all_its_inputs() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=100_000)
+        embeds(stage)
+        task_id = stage.submit(workload="embedding", inputs=["a b c"] * 40).task_id
+        assert held(stage).tokens >= 40 * 64
+        attempt = stage.attempt(task_id)
+        with attempt._on_loop() as sink:
+            sink.ended(AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4])))
+        stage.settle()
+        assert stage.ended(task_id).charge == Amount(tokens=9_000, cost_pico=9_000 * 1_000_000)
+        assert held(stage) == Amount()
+
+
+def test_a_count_that_comes_too_late_is_charged_as_far_as_it_can_be_paid() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=3_000)
+        embeds(stage)
+        task_id = stage.submit(workload="embedding", inputs=["a b c"] * 10).task_id
+        reserved = held(stage).tokens
+        attempt = stage.attempt(task_id)
+        with attempt._on_loop() as sink:
+            sink.ended(AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4])))
+        stage.settle()
+        assert spent(stage).tokens == reserved
+
+
+def test_a_task_that_is_counted_nowhere_has_no_purse_and_no_charge() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, subject="somebody", tokens=1)
+        task_id = stage.submit().task_id
+        assert stage.services.dispatcher.attempts[task_id].purse is None
+        finish(stage, task_id)
+        assert stage.ended(task_id).charge is None
+        assert not stage.payloads(BudgetReserved)
+
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_beyond_the_time_is_not_appended() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, decode_ms=100)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        say(stage, attempt, "a")
+        stage.clock.advance_ms(99)
+        say(stage, attempt, "b")
+        stage.clock.advance_ms(2)
+        say(stage, attempt, "c")
+        assert stage.said(task_id) == ["a", "b"]
+        assert stage.ended(task_id).code == "BUDGET_EXHAUSTED"
+        assert spent(stage).decode_us == 99_000
+
+
+def test_a_silent_engine_ends_when_its_time_is_out_and_not_before() -> None:
+    with on_stage(slots={"p": 2}, settings=priced({"p": 2})) as stage:
+        put(stage, decode_ms=1_000)
+        task_id, other = stage.submit().task_id, stage.submit(owner="rich").task_id
+        for one in (task_id, other):
+            stage.attempt(one).start()
+            say(stage, stage.attempt(one), "a")
+        stage.advance(0.9)
+        assert stage.state(task_id) == "running"
+        stage.advance(0.3)
+        assert stage.ended(task_id).code == "BUDGET_EXHAUSTED"
+        assert stage.info(other, "rich").state == "running"
+        assert spent(stage) == stage.ended(task_id).charge == Amount(tokens=4, cost_pico=5_000_000)
+
+
+def test_what_waits_between_two_attempts_is_no_decoding_and_nothing_is_billed_twice() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=1_000)
+        task_id = stage.submit().task_id
+        first = stage.attempt(task_id)
+        first.start()
+        say(stage, first, "a")
+        stage.clock.advance_ms(5)
+        say(stage, first, "b")
+        first.fail()
+        first.free()
+        stage.advance(10)
+        again = stage.attempt(task_id)
+        assert again is not first
+        again.start()
+        say(stage, again, "a", "b", "c")
+        stage.clock.advance_ms(3)
+        say(stage, again, "d")
+        again.end()
+        stage.settle()
+        assert stage.ended(task_id).charge == Amount(
+            tokens=3 + 4, decode_us=8_000, cost_pico=3_000_000 + 8_000_000 + 8_000 * 3
+        )
+
+
+# --- crashes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_knows_what_was_reserved_and_charges_it_once() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=100)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        say(stage, attempt, *"ab")
+        before = held(stage)
+        stage.restart()
+        assert held(stage) == before
+        again = stage.attempt(task_id)
+        again.start()
+        say(stage, again, *"abc")
+        again.end()
+        stage.settle()
+        assert spent(stage).tokens == 6
+        assert held(stage) == Amount()
+
+
+def test_a_task_that_is_not_taken_up_again_is_charged_what_it_said() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=100)
+        task_id = stage.submit(recovery="none").task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        say(stage, attempt, *"ab")
+        stage.restart()
+        assert stage.ended(task_id).code == "INTERRUPTED"
+        assert spent(stage).tokens == 5
+        assert held(stage) == Amount()
+
+
+# --- windows -------------------------------------------------------------------------------------------------------
+
+
+def ns(*moment: int) -> int:
+    return int(dt.datetime(*moment, tzinfo=dt.UTC).timestamp()) * 1_000_000_000  # type: ignore[arg-type, misc]
+
+
+@pytest.mark.parametrize(
+    "window, zone, now, start, end",
+    [
+        ("none", "UTC", ns(2026, 3, 1), 0, 0),
+        ("day", "UTC", ns(2026, 3, 1, 23, 59), ns(2026, 3, 1), ns(2026, 3, 2)),
+        ("day", "UTC", ns(2026, 3, 1), ns(2026, 3, 1), ns(2026, 3, 2)),
+        ("month", "UTC", ns(2026, 12, 31), ns(2026, 12, 1), ns(2027, 1, 1)),
+        ("month", "UTC", ns(2028, 2, 29), ns(2028, 2, 1), ns(2028, 3, 1)),
+        # summer time begins: a day of 23 hours, and ends: one of 25
+        ("day", "Europe/Berlin", ns(2026, 3, 29, 12), ns(2026, 3, 28, 23), ns(2026, 3, 29, 22)),
+        ("day", "Europe/Berlin", ns(2026, 10, 25, 12), ns(2026, 10, 24, 22), ns(2026, 10, 25, 23)),
+        ("day", "Pacific/Auckland", ns(2026, 7, 1, 13), ns(2026, 7, 1, 12), ns(2026, 7, 2, 12)),
+    ],
+)
+def test_windows_follow_the_calendar_of_their_zone(window: str, zone: str, now: int, start: int, end: int) -> None:
+    assert bounds(window, zone, now) == (start, end)
+
+
+def test_an_unknown_zone_is_refused_by_name() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        with pytest.raises(InvalidParamsError) as caught:
+            put(stage, window="day", timezone="Europe/Nowhere", tokens=1)
+        assert caught.value.field == "timezone"
+
+
+def test_a_window_begins_anew_at_its_time_also_when_no_server_ran() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, window="day", tokens=50)
+        finish(stage, stage.submit().task_id)
+        assert spent(stage, "key/local/day").tokens == 6
+        stage.clock.advance_ms(DAY_MS)
+        stage.advance(0.1)
+        assert spent(stage, "key/local/day") == Amount()
+        stage.crash()
+        stage.clock.advance_ms(3 * DAY_MS)
+        stage.start()
+        stage.advance(0.1)
+        first, second = stage.payloads(BudgetRolled)
+        assert first.spent.tokens == 6
+        assert second.window_end_ns - first.window_end_ns == 3 * DAY_MS * 1_000_000
+
+
+def test_a_decision_reads_no_window_that_is_over() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, window="day", tokens=20)
+        finish(stage, stage.submit().task_id, words=7)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        say(stage, attempt, *"abcdefg")
+        assert held(stage, "key/local/day").tokens == 10
+        stage.clock.advance_ms(DAY_MS)
+        # Nobody looked yet: the entry that needs more than is left of yesterday begins the day.
+        say(stage, attempt, *"hi")
+        assert stage.state(task_id) == "running"
+        (rolled,) = stage.payloads(BudgetRolled)
+        assert rolled.spent.tokens == 10
+        attempt.end()
+        stage.settle()
+        # What was reserved yesterday is charged to the day on which the task ends.
+        assert spent(stage, "key/local/day").tokens == 12
+
+
+def test_other_windows_of_a_subject_count_beside_each_other() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, window="day", tokens=100)
+        put(stage, window="month", cost="0.000009")
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        say(stage, attempt, *"abcdefgh")
+        # 3 tokens of the prompt and 3 of the answer come to 9 millionths
+        assert stage.ended(task_id).tokens_out == 3
+        assert spent(stage, "key/local/day") == spent(stage, "key/local/month")
+
+
+# --- setting -------------------------------------------------------------------------------------------------------
+
+
+def test_under_a_lowered_cap_nothing_new_is_reserved() -> None:
+    with on_stage(slots={"p": 2}, settings=priced({"p": 2})) as stage:
+        put(stage, tokens=1_000)
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(3)
+        before = held(stage).tokens
+        put(stage, tokens=5)
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit()
+        say(stage, attempt, *["x"] * 1_000)
+        assert stage.ended(task_id).code == "BUDGET_EXHAUSTED"
+        assert spent(stage).tokens == before
+        view = stage.services.budgets.views(LOCAL)[0]
+        assert view.remaining.tokens == 0
+
+
+def test_a_raised_cap_counts_at_once_and_what_was_spent_stays() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=6)
+        finish(stage, stage.submit().task_id)
+        put(stage, tokens=12)
+        assert stage.services.budgets.views(LOCAL)[0].remaining.tokens == 6
+        finish(stage, stage.submit().task_id)
+        assert spent(stage).tokens == 12
+
+
+def test_a_removed_account_is_not_charged_and_a_new_one_of_its_name_begins_at_nothing() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=100)
+        task_id = stage.submit().task_id
+        stage.run(stage.services.budgets.remove("key", "local", None, LOCAL))
+        put(stage, tokens=50)
+        finish(stage, task_id)
+        assert stage.ended(task_id).charge == Amount(tokens=6, cost_pico=9_000_000)
+        assert spent(stage) == held(stage) == Amount()
+
+
+def test_keys_follow_the_configured_default_until_they_have_their_own() -> None:
+    default = BudgetCapSettings(tokens=6)
+    with on_stage(settings=priced({"p": 1}, keys=[default])) as stage:
+        finish(stage, stage.submit(owner="ann").task_id)
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit(owner="ann")
+        put(stage, subject="bob", tokens=1_000)
+        finish(stage, stage.submit(owner="bob").task_id)
+        assert [e.by_default for e in stage.payloads(BudgetSet)] == [True, False]
+        stage.crash()
+        stage.settings = priced({"p": 1}, keys=[BudgetCapSettings(tokens=60)])
+        stage.start()
+        finish(stage, stage.submit(owner="ann").task_id)
+        assert spent(stage, "key/ann/none").tokens == 12
+        stage.run(stage.services.budgets.remove("key", "bob", None, LOCAL))
+        finish(stage, stage.submit(owner="bob").task_id)
+        assert stage.journal.head.budgets.accounts["key/bob/none"].declared.tokens == 60
+
+
+def test_budgets_are_for_those_that_exist() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        for scope, subject in (("session", SESSION), ("key", "key-0123456789ab")):
+            with pytest.raises(NotFoundError):
+                put(stage, subject=subject, scope=scope, tokens=1)
+        with pytest.raises(NotFoundError):
+            stage.run(stage.services.budgets.remove("key", "local", "day", LOCAL))
+
+
+def test_who_may_see_which() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, subject="ann", tokens=1)
+        put(stage, subject="bob", tokens=2)
+        stage.run(
+            stage.services.sessions.create(
+                Caller(owner="ann"), session_id=SESSION, budgets=[BudgetCapSettings(tokens=8)]
+            )
+        )
+        ann = Caller(owner="ann", scopes=("inference",))
+        views = stage.services.budgets.views
+        assert [(v.scope, v.subject) for v in views(ann)] == [("key", "ann"), ("session", SESSION)]
+        assert not views(ann, "key", "bob")
+        assert len(views(LOCAL)) == 3
+
+
+def test_what_is_left_is_told_and_only_where_something_bounds_it() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        budgets = stage.services.budgets
+        assert budgets.remaining("local") is None
+        put(stage)
+        assert budgets.remaining("local") is None
+        put(stage, window="day", tokens=100)
+        put(stage, window="month", tokens=60, cost="1")
+        left = budgets.remaining("local")
+        assert left is not None
+        assert (left.tokens, left.decode_us, left.cost_pico) == (60, None, 10**12)
+
+
+# --- what the journal refuses --------------------------------------------------------------------------------------
+
+
+def append(stage: Stage, *events: object) -> None:
+    with stage.loop.running():
+        stage.journal.append(events, actor="test", correlation="")
+
+
+def test_the_journal_refuses_what_would_break_the_books() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=100)
+        task_id = stage.submit().task_id
+        hold = stage.journal.head.budgets.holds[task_id].amount
+        more = msgspec.structs.replace(hold, tokens=101)
+        less = msgspec.structs.replace(hold, tokens=1)
+        end: dict[str, Any] = {"task_id": task_id, "outcome": "completed", "finish_reason": "stop", "entries": 0}
+        for wrong in (
+            BudgetReserved(task_id=task_id, hold=more),
+            BudgetReserved(task_id=task_id, hold=less),
+            BudgetReserved(task_id="nobody", hold=hold, accounts=["key/local/none"]),
+            TaskEnded(**end, tokens_out=0),
+            TaskEnded(**end, tokens_out=0, charge=more),
+            TaskEnded(**end, tokens_out=0, charge=Amount(tokens=-1)),
+            BudgetRolled(account="key/local/none", window_start_ns=1, window_end_ns=2, spent=Amount(tokens=9)),
+            BudgetRolled(account="key/other/none", window_start_ns=1, window_end_ns=2, spent=Amount()),
+        ):
+            before = stage.journal.head.digest()
+            with pytest.raises(ConflictError):
+                append(stage, wrong)
+            assert stage.journal.head.digest() == before
+
+
+def test_a_batch_is_counted_as_a_whole() -> None:
+    with on_stage(slots={"p": 2}, settings=priced({"p": 2})) as stage:
+        put(stage, tokens=100)
+        one, two = stage.submit().task_id, stage.submit().task_id
+        holds = stage.journal.head.budgets.holds
+        left = 100 - held(stage).tokens
+        more = [
+            BudgetReserved(
+                task_id=t, hold=msgspec.structs.replace(holds[t].amount, tokens=holds[t].amount.tokens + left)
+            )
+            for t in (one, two)
+        ]
+        with pytest.raises(ConflictError):
+            append(stage, *more)
+        append(stage, more[0])
+        assert held(stage).tokens == 100
+
+
+def test_start_of_the_clock_is_no_midnight() -> None:
+    """What the tests of windows rest on."""
+    start, end = bounds("day", "UTC", START_NS)
+    assert start < START_NS < end
