@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..core.auth_settings import TlsSettings
 from ..core.errors import ConfigError
@@ -53,10 +54,10 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext | None:
 
 
 def subject_of(certificate: dict[str, Any] | None) -> str:
-    """The subject of a client's certificate as one text, "" without one."""
+    """The subject of a client's certificate as one text, another for each; "" without one."""
     if not certificate:
         return ""
-    return ",".join(f"{name}={value}" for part in certificate.get("subject", ()) for name, value in part)
+    return ",".join(f"{name}={quote(value)}" for part in certificate.get("subject", ()) for name, value in part)
 
 
 def _no_password() -> str:
