@@ -342,6 +342,7 @@ class _Connection(asyncio.Protocol):
             keep = self._keep and not request.over
             request.finished()
             if keep:
+                self.resume()  # a reader who asked for a pause with the last bytes has no say in the next answer
                 self._idle_since = asyncio.get_running_loop().time()
                 self._client.release(self)
             else:

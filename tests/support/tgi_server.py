@@ -151,8 +151,7 @@ class TgiServer(StandIn):
             await reply.chunk(b"data:" + json.dumps(told).encode() + b"\n\n")
             yield b""
             return
-        if "grammar" in asked:
-            texts = ["{", '"done"', ":", "true", "}"]
+        texts = ["{", '"done"', ":", "true", "}"]
         said_so_far, tokens, held = "", 0, None
         async for said in self.words(reply, speech, rate):
             if "grammar" in asked and tokens < len(texts):

@@ -293,6 +293,20 @@ def test_a_paused_stream_reads_on_after_resume(run):
     run(test)
 
 
+def test_a_stream_that_is_paused_with_its_last_bytes_does_not_pause_the_next_one(run):
+    async def test():
+        server = Server(OK, OK)
+        async with server.client() as client:
+            handler = Handler()
+            handler.on_data = lambda data: request.pause()
+            request = client.stream("POST", "/x", b"{}", handler)
+            assert await handler.over() == "done"
+            assert (await client.request("GET", "/y", timeout_s=20)).body == b"ok"
+        assert server.connections == 1
+
+    run(test)
+
+
 def test_closing_tells_every_stream(run):
     async def test():
         server = Server((CHUNKED, asyncio.Event()))
