@@ -21,6 +21,9 @@ _SHORTEST_PREFIX = 256
 _PREFIXES = 6
 
 _encode = msgspec.json.Encoder(order="sorted").encode
+#: keys stay in the order in which they were sent: a template that shows a tool, and a grammar that is made of a schema, say
+#: other words for another order
+_encode_as_sent = msgspec.json.Encoder().encode
 
 
 class RequestBody(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -134,7 +137,7 @@ class Bodies:
         :param require_ok: asked before each piece; raises when nothing new may be accepted.
         :raises JournalUnavailableError: the store did not take it; nothing was accepted.
         """
-        raw = _encode(body)
+        raw = _encode_as_sent(body)
         body_id, rows = await self.write_ahead(owner, raw, require_ok)
         self._remember((owner, body_id), body, len(raw))
         return body_id, rows

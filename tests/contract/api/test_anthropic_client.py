@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
 import httpx
+import httpx2
 import pytest
 from anthropic.types import MessageParam
+
+from llama_orch.core.settings import PoolSettings, QueueSettings
 
 from .live_server import LiveServer, mock_settings
 
@@ -299,6 +304,49 @@ def test_a_key_may_come_as_x_api_key_or_bearer_and_the_beta_query_changes_nothin
         for headers in ({"x-api-key": "a"}, {"authorization": "Bearer a"}):
             headers |= {"anthropic-version": "2023-06-01", "anthropic-beta": "tools-2099-01-01"}
             assert http.post("/v1/messages?beta=true", json=body, headers=headers).status_code == 200
+
+
+def test_a_full_queue_is_waited_for_by_the_client_itself(make_server: Callable[..., LiveServer]) -> None:
+    pool = PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=QueueSettings(capacity=0))
+    server = make_server(pools=[pool])
+    busy = {"model": "mock", "max_tokens": 500, "messages": [{"role": "user", "content": "[[mock fault=silent:1]]"}]}
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        with http.stream("POST", "/v1/messages", json={**busy, "stream": True}) as stream:
+            lines = stream.iter_lines()  # it ends the stream when nobody holds it
+            assert next(lines) == "event: message_start"
+            with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as impatient:
+                with pytest.raises(anthropic.RateLimitError) as caught:
+                    impatient.messages.create(model="mock", max_tokens=3, messages=CHAT)
+            assert isinstance(caught.value.body, dict)
+            assert caught.value.body["error"]["type"] == "rate_limit_error"
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            refused = threading.Event()
+
+            def seen(response: httpx2.Response) -> None:
+                if response.status_code == 429:
+                    refused.set()
+
+            def ask() -> int:
+                hooked = anthropic.DefaultHttpxClient(event_hooks={"response": [seen]})
+                with anthropic.Anthropic(
+                    base_url=server.url, api_key="x", max_retries=3, http_client=hooked
+                ) as patient:
+                    answer = patient.messages.with_raw_response.create(model="mock", max_tokens=3, messages=CHAT)
+                    return answer.retries_taken
+
+            with ThreadPoolExecutor(1) as pool_of_one:
+                asked = pool_of_one.submit(ask)
+                assert refused.wait(20)
+                stream.close()
+                assert asked.result(30) >= 1
+
+
+def test_a_session_that_is_open_is_joined_by_its_header(client: anthropic.Anthropic, live: LiveServer) -> None:
+    session = "99999999-2222-4333-8444-555555555555"
+    client.messages.create(model="mock", max_tokens=3, messages=CHAT, extra_body={"session_id": session})
+    client.messages.create(model="mock", max_tokens=3, messages=CHAT, extra_headers={"X-Session-Id": session})
+    with httpx.Client(base_url=live.url) as http:
+        assert http.get(f"/v1/sessions/{session}").json()["turns"] == 2
 
 
 def test_a_repetition_under_one_idempotency_key_is_one_task(client: anthropic.Anthropic) -> None:

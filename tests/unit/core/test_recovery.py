@@ -339,3 +339,14 @@ def test_a_task_whose_prompt_is_damaged_fails_by_name() -> None:
         assert stage.ended(task_id).outcome == "failed"
         assert "missing" in stage.ended(task_id).message
         assert stage.journal.head.leases.by_id == {}
+
+
+def test_a_schema_keeps_the_order_in_which_it_was_sent_also_after_a_restart() -> None:
+    """A grammar follows its schema, and a template shows a tool as it is written: another order is another text."""
+    schema = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "string"}}}
+    with on_stage() as stage:
+        task_id = running(stage, "o", json_schema=schema)
+        before = str(stage.attempt(task_id).job.json_schema)
+        stage.restart()
+        after = str(again(stage, task_id).job.json_schema)
+        assert after == before == str(schema)
