@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import uvloop
 
+from llama_orch.plugins import EngineState, GenerateJob
 from llama_orch.plugins.engines.openai import OpenAI
 from llama_orch.plugins.engines.vllm import Vllm
 from llama_orch.plugins.testing.engines import EngineContract, Recorder, VectorContract
@@ -22,9 +23,14 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(model):
-    with vllm_server(model, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as url:
-        yield url
+def running(model):
+    with vllm_server(model, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(running):
+    return running.url
 
 
 def opener(make):
@@ -145,7 +151,6 @@ class TestOpenAIOnVllm(RealVllm):
     """The client of any server, on vLLM's OpenAI API, which it knows by what its list of models shows."""
 
     tells_slots = False
-    obeys_schema = True
 
     @pytest.fixture
     def engine(self, url):
@@ -153,10 +158,33 @@ class TestOpenAIOnVllm(RealVllm):
         return opener(lambda: OpenAI({"url": f"{url}/v1", "slots": 4, "features": features}))
 
 
+def test_an_engine_that_is_killed_ends_its_streams_as_failures_and_is_gone(running):
+    """The last of those that need this server."""
+
+    async def test():
+        async with opener(lambda: Vllm({"url": running.url}))() as it:
+            sinks = [Recorder(), Recorder()]
+            job = GenerateJob(task_id="dies", attempt=1, prompt="a b c", seed=3, max_tokens=2000)
+            handles = [it.generate(job, sink) for sink in sinks]
+            for sink in sinks:
+                await sink.until(lambda sink=sink: sink.count >= 20)
+            running.kill_engine()
+            for sink in sinks:
+                failure = await sink.failure()
+                assert failure.retriable
+                print("killed:", failure.kind, failure.message)
+            for handle in handles:
+                assert await handle.slot_free() in ("engine-gone", "slot-free")
+            while (await it.health()).state is not EngineState.UNREACHABLE:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
 @pytest.fixture(scope="module")
 def embedder(model):
-    with vllm_server(model, "--runner", "pooling", "--convert", "embed") as url:
-        yield url
+    with vllm_server(model, "--runner", "pooling", "--convert", "embed") as running:
+        yield running.url
 
 
 class TestVllmThatEmbeds(VectorContract):

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_orch.pools.hosts import free_port
@@ -30,9 +31,28 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
+@dataclass
+class Running:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def kill_engine(self) -> None:
+        """Kill the process in which it decodes, as the system would that is short of memory."""
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                name, _, rest = entry.read_text().rpartition(")")
+                if int(rest.split()[1]) == self.process.pid and "EngineCor" in name:
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    return
+        msg = "no engine's process was found"
+        raise RuntimeError(msg)
+
+
 @contextlib.contextmanager
-def vllm_server(model: Path, *arguments: str) -> Iterator[str]:
-    """Run a server on this model; yields its URL once it is ready. Its log lies beside the model."""
+def vllm_server(model: Path, *arguments: str) -> Iterator[Running]:
+    """Run a server on this model, which is ready when it comes. Its log lies beside the model."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {
@@ -55,7 +75,7 @@ def vllm_server(model: Path, *arguments: str) -> Iterator[str]:
         )
         try:
             _wait(process, url, log)
-            yield url
+            yield Running(url, process)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
