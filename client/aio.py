@@ -20,7 +20,7 @@ from .errors import BadTokenError, LlamaOrchError, UnreachableError, api_error
 from .events import Event, Token, event_of
 from .resume import Cursor
 from .target import Target, target_of, trust
-from .types import Admission, Budget, BudgetCap, Model, Pool, Queue, Session, Task, TaskPage, TaskRequest
+from .types import Admission, Budget, BudgetCap, Model, NewSession, Pool, Queue, Session, Task, TaskPage, TaskRequest
 
 T = TypeVar("T")
 
@@ -190,6 +190,10 @@ class AsyncClient:
     async def session(self, session_id: str) -> Session:
         """One session. :raises NotFoundError: it is not open."""
         return await self.send(calls.session(session_id))
+
+    async def open_session(self, session: NewSession) -> Session:
+        """Open a session, with bounds and budgets of its own; a task with a new ``session_id`` opens one too."""
+        return await self.send(calls.open_session(session))
 
     async def end_session(self, session_id: str) -> None:
         """End a session and free what it keeps; nothing happens when it is over."""

@@ -17,6 +17,7 @@ from .types import (
     BudgetCap,
     Budgets,
     Models,
+    NewSession,
     Pools,
     Queue,
     Session,
@@ -168,6 +169,11 @@ def sessions() -> Call[Sessions]:
 def session(session_id: str) -> Call[Session]:
     """One session."""
     return _get(f"/v1/sessions/{_quoted(session_id)}", Session)
+
+
+def open_session(session: NewSession) -> Call[Session]:
+    """Open a session."""
+    return Call("POST", "/v1/sessions", Session, body=encode(session))
 
 
 def end_session(session_id: str) -> Call[None]:

@@ -43,6 +43,10 @@ class Started(Event, frozen=True, kw_only=True):
     model_digest: str = ""
     sampler_profile_version: str = ""
     seed: int = 0
+    #: of a session's task: whether the engine still held what was said before; ``None`` = it is of none
+    kv_warmth: bool | None = None
+    #: ``False``: what the session had elsewhere is read again here
+    kv_migrated: bool | None = None
 
 
 class Token(Event, frozen=True, kw_only=True):

@@ -277,6 +277,15 @@ class BudgetCap(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost: str | None = None
 
 
+class NewSession(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A session to be opened; ``None`` leaves a field to the server."""
+
+    session_id: str | None = None
+    ttl_ms: int | None = None
+    turn_limit: int | None = None
+    budgets: list[BudgetCap] = []
+
+
 class QueueEntry(Struct, frozen=True, kw_only=True):
     """A task that waits."""
 
