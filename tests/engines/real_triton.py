@@ -7,6 +7,7 @@ interpreter with a shared library. The model is a small backend in C instead, se
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -81,6 +82,16 @@ def _repository(folder: Path) -> tuple[Path, Path]:
     return models, backends
 
 
+#: looked up before a process forks
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Nothing is left behind, whatever becomes of the tests."""
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def triton_server(folder: Path, *more: str) -> Iterator[Triton]:
     """Run Triton on free ports of loopback; yields where it is once the model is ready. Everything lies in `folder`."""
@@ -106,6 +117,7 @@ def triton_server(folder: Path, *more: str) -> Iterator[Triton]:
             env={"HOME": str(home), "PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(libraries)},
             cwd=home,
             start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call between fork and exec, no lock is taken
         )
     it = Triton(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}", process)
     try:

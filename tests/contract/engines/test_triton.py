@@ -10,6 +10,8 @@ from llama_orch.plugins.testing.engines import EngineContract
 
 from ...engines.real_triton import CTX, MODEL, triton_server
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}<assistant>"
 
 
