@@ -79,6 +79,7 @@ class LlamaCpp:
             raise ConfigError(str(error), field="url", got=config.get("url")) from error
         self._model_path = str(config.get("model_path", ""))
         self._version, self._flags = _build(config)
+        self._keeps_nothing_else = bool(config.get("launched")) and not config.get("cache_ram_mib")
         self._device = str(config.get("device", "") or "cpu")
         self._slots = SlotWatch(self._look)
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
@@ -201,7 +202,10 @@ class LlamaCpp:
             answer = await self._http_or_unavailable("POST", f"/slots/{slot}?action=erase", b"{}", SLOW_TIMEOUT_S)
             if answer.status == 200:
                 return True
-            # It erases only where it may also save. A prompt of one token takes the place of all that was there.
+            # It erases only where it may also save. A prompt of one token takes the place of all that was there; but
+            # a server that keeps prompts in the host's memory too would bring them back.
+            if not self._keeps_nothing_else:
+                return False
             body = {"prompt": [_SOME_TOKEN], "id_slot": slot, "n_predict": 0, "cache_prompt": False}
             answer = await self._http_or_unavailable("POST", "/completion", _encode(body), SLOW_TIMEOUT_S)
         except UnavailableError:

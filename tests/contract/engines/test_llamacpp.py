@@ -85,6 +85,7 @@ class TestLlamaCppThatCallsTools(TestLlamaCpp):
 
     def tool_job(self, **changes):
         job = super().tool_job(**changes)
+        assert job.chat is not None
         # A model of random weights calls whatever it may, and goes on for as long as it may.
         choice = {"type": "function", "function": {"name": "get_weather"}}
         chat = msgspec.structs.replace(job.chat, tool_choice=choice, parallel_tool_calls=False)

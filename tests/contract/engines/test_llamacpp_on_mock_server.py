@@ -26,19 +26,19 @@ async def client(server):
 class OnMockServer:
     """How to get at it, with the server's own start options."""
 
-    options = {"serves": "text"}
+    serves = "text"
     script = {}
 
     @pytest.fixture
     def engine(self):
-        return lambda: client(MockServer(Machine(slots=3, script=self.script), **self.options))
+        return lambda: client(MockServer(Machine(slots=3, script=self.script), serves=self.serves))
 
     @pytest.fixture
     def faulty(self):
         def opened(fault):
             script = {**self.script, **KNOBS.get(fault, {})}
-            more = {"loading_s": 3600.0 if fault == "loading" else 0.0, "split": fault == "split"}
-            return client(MockServer(Machine(slots=3, script=script), **self.options, **more))
+            machine, loading_s = Machine(slots=3, script=script), 3600.0 if fault == "loading" else 0.0
+            return client(MockServer(machine, serves=self.serves, loading_s=loading_s, split=fault == "split"))
 
         return opened
 
@@ -59,13 +59,13 @@ class TestLlamaCppThatThinksOnMockServer(OnMockServer, MockPrompts, FaultContrac
 class TestLlamaCppThatEmbedsOnMockServer(OnMockServer, FaultContract, VectorContract):
     """As it is started for embeddings."""
 
-    options = {"serves": "embedding"}
+    serves = "embedding"
 
 
 class TestLlamaCppThatRanksOnMockServer(OnMockServer, FaultContract, VectorContract):
     """As it is started for ranking."""
 
-    options = {"serves": "rerank"}
+    serves = "rerank"
 
 
 class TestLlamaCppOnMockServerOnUvloop(TestLlamaCppOnMockServer):

@@ -129,6 +129,37 @@ def test_a_slot_that_prefills_is_free_only_after_its_cancel_took_effect(model):
         asyncio.run(test(url))
 
 
+@pytest.mark.parametrize(
+    "arguments, config, forgets",
+    [
+        (("--slot-save-path", "/tmp/"), {}, True),
+        (("--cache-ram", "0"), {"launched": True}, True),
+        ((), {"launched": True, "cache_ram_mib": 64}, False),
+        ((), {}, False),
+    ],
+    ids=["erases", "started here", "keeps prompts elsewhere", "somebody else's"],
+)
+def test_what_an_idle_slot_holds_is_given_up_where_that_is_for_good(model, arguments, config, forgets):
+    async def test(url):
+        engine = LlamaCpp({"url": url, **config})
+        job = GenerateJob(task_id="t", attempt=1, prompt="Once upon a time", slot=1, max_tokens=1, cache_prompt=True)
+        cached = []
+        for time in range(3):
+            if time == 2:
+                assert await engine.forget(1) is forgets
+            sink = Recorder()
+            engine.generate(job, sink)
+            cached.append((await sink.end()).cached_tokens)
+        assert cached[0] == 0
+        assert cached[1] > 0
+        assert (cached[2] == 0) == forgets
+        await engine.close()
+        assert not await engine.forget(1), "nobody answers"
+
+    with llama_server(model, extra=arguments) as url:
+        asyncio.run(test(url))
+
+
 def test_a_pool_of_the_package_starts_serves_says_what_it_runs_and_is_adopted(model, tmp_path):
     plugins = PluginManager(entry_points=False)
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from llama_orch.core.settings import PoolSettings, ProvisioningSettings
-from llama_orch.plugins import GenerateJob
+from llama_orch.plugins import EmbeddingResult, GenerateJob, RerankResult
 from llama_orch.plugins.manager import PluginManager
 from llama_orch.plugins.testing.engines import Recorder
 from llama_orch.pools.manager import PoolManager
@@ -51,6 +51,7 @@ def test_a_pool_that_embeds_gets_ready_and_embeds(tmp_path):
     job = GenerateJob(task_id="t", attempt=1, workload="embedding", inputs=["a red apple", "two"] * 20)
     properties, end = asyncio.run(done(tmp_path, "plain", {"embedding": True, "pooling": "mean"}, job))
     assert properties.workloads == ("embedding",)
+    assert isinstance(end.result, EmbeddingResult)
     vectors = [struct.unpack(f"<{VARIANTS['plain'].width}f", vector) for vector in end.result.vectors]
     assert len(vectors) == 40
     for vector in vectors:
@@ -61,5 +62,6 @@ def test_a_pool_that_ranks_gets_ready_and_ranks(tmp_path):
     job = GenerateJob(task_id="t", attempt=1, workload="rerank", query="apple", inputs=["a red apple", "two"] * 20)
     properties, end = asyncio.run(done(tmp_path, "ranking", {"reranking": True}, job))
     assert properties.workloads == ("rerank",)
+    assert isinstance(end.result, RerankResult)
     assert len(end.result.scores) == 40
     assert all(0 <= float(score) <= 1 for score in end.result.scores)

@@ -94,11 +94,12 @@ def test_a_script_says_which_tools_are_called_until_one_has_answered(names, call
 
     async def test():
         engine = MockEngine({})
-        job = suite.tool_job()
+        offered = suite.tool_job().chat
+        assert offered is not None
         asked = [{"role": "user", "content": f"[[mock calls={names}]] please"}]
         sinks = []
         for messages in (asked, [*asked, {"role": "tool", "tool_call_id": "c", "content": "rain"}]):
-            chat = ChatJob(messages=messages, tools=job.chat.tools)
+            chat = ChatJob(messages=messages, tools=offered.tools)
             _, sink = await suite.said(engine, suite.chat_job("", chat=chat))
             sinks.append({channel for _, channel in sink.channels if channel.startswith("call:")})
         await engine.close()

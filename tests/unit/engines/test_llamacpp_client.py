@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from typing import Any, cast
 
 import pytest
 
@@ -17,10 +18,10 @@ JOB = GenerateJob(task_id="t", attempt=1, prompt="hello", slot=1, seed=5, max_to
 
 
 class Scripted:
-    """Answers each path with what a test says; keeps what was asked."""
+    """Answers each path with what a test says, or what a test's function makes of the body; keeps what was asked."""
 
-    def __init__(self, **answers):
-        self.answers = {
+    def __init__(self, **answers: Any):
+        self.answers: dict[str, Any] = {
             "health": (200, {"status": "ok"}),
             "props": (200, {"total_slots": 2, "model_alias": "m", "build_info": "b1-x"}),
             "models": (200, {"data": [{"id": "m", "meta": {"n_params": 1}}]}),
@@ -47,7 +48,8 @@ class Scripted:
                 body = await reader.readexactly(lengths[0] if lengths else 0)
                 name = head.split()[1].rpartition("/")[2]
                 self.asked[name] = json.loads(body) if body else None
-                status, answer = self.answers.get(name, (404, {"error": {"code": 404, "message": "File Not Found"}}))
+                told = self.answers.get(name, (404, {"error": {"code": 404, "message": "File Not Found"}}))
+                status, answer = cast("tuple[int, Any]", told(self.asked[name]) if callable(told) else told)
                 raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(raw)) + raw)
         writer.close()
