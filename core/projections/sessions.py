@@ -40,13 +40,18 @@ class SessionState(msgspec.Struct, kw_only=True, gc=False):
     turn_limit: int
     turns: int = 0
     #: tasks that have not ended
-    live: int = 0
+    tasks: list[str] = []
     opened_ns: int = 0
     used_ns: int = 0
     #: pool of its last task, for affinity
     pool_id: str = ""
     #: ``None``: no engine holds anything of it that is known of
     kv: SessionKv | None = None
+
+    @property
+    def live(self) -> int:
+        """How many tasks wait or run."""
+        return len(self.tasks)
 
     @property
     def due_ns(self) -> int:
@@ -116,6 +121,7 @@ class Sessions(Projection):
             turn_limit=event.turn_limit,
             opened_ns=record.time_ns,
             used_ns=record.time_ns,
+            tasks=[],
         )
         heapq.heappush(self._looks, (session.due_ns, event.session_id))
 
@@ -127,6 +133,9 @@ class Sessions(Projection):
         if session is None:
             return
         self._leave(session)
+        for task_id in session.tasks:
+            # Whatever is opened under this id later is another session.
+            del self._of_task[task_id]
         if event.cause == "expired":
             self.expired[event.session_id] = Expired(session.owner, session.ttl_ms, record.time_ns)
 
@@ -149,7 +158,7 @@ class Sessions(Projection):
         session = self.by_id.get(event.session_id) if event.session_id else None
         if session is not None:
             session.turns += 1
-            session.live += 1
+            session.tasks.append(event.task_id)
             self._of_task[event.task_id] = event.session_id
             self._use(session, record.time_ns)
 
@@ -189,7 +198,7 @@ class Sessions(Projection):
         self._of_task.pop(event.task_id, None)
         if session is None:
             return
-        session.live -= 1
+        session.tasks.remove(event.task_id)
         if session.kv is not None and event.prompt_tokens:
             session.kv = msgspec.structs.replace(session.kv, tokens=event.prompt_tokens + event.tokens_out)
         self._use(session, record.time_ns)
@@ -205,7 +214,6 @@ class Sessions(Projection):
         return {
             "sessions": [msgspec.to_builtins(s) for s in self.by_id.values()],
             "expired": [[name, e.owner, e.ttl_ms, e.closed_ns] for name, e in self.expired.items()],
-            "tasks": dict(sorted(self._of_task.items())),
         }
 
     def load(self, data: Any) -> None:
@@ -215,6 +223,7 @@ class Sessions(Projection):
             self.by_id[session.session_id] = session
             if session.kv is not None:
                 self._at[session.kv.pool_id, session.kv.slot] = session.session_id
+            for task_id in session.tasks:
+                self._of_task[task_id] = session.session_id
             heapq.heappush(self._looks, (session.due_ns, session.session_id))
         self.expired = {name: Expired(owner, ttl_ms, at_ns) for name, owner, ttl_ms, at_ns in data["expired"]}
-        self._of_task = dict(data["tasks"])

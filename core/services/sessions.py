@@ -201,7 +201,9 @@ class SessionService:
         await self._journal.synced(seq)
 
     def _closing(self, session: SessionState, cause: str) -> list[object]:
-        evicted = [_evicted(session, "closed")] if session.kv is not None and cause == "deleted" else []
+        kv = session.kv
+        idle = kv is not None and kv.slot not in self._journal.head.leases.slots.get(kv.pool_id, {})
+        evicted = [_evicted(session, "closed")] if idle and cause == "deleted" else []
         closed = SessionClosed(session_id=session.session_id, cause=cause)
         return [*evicted, *self._budgets.closing(session.session_id), closed]
 

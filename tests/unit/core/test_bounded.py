@@ -9,7 +9,7 @@ def test_tasks_that_end_while_they_wait_leave_nothing_with_their_session() -> No
     with on_stage(ready=False) as stage:
         task_id = stage.submit(session_id="00000000-0000-4000-8000-00000000000a").task_id
         stage.cancel(task_id)
-        assert stage.journal.head.sessions.dump()["tasks"] == {}
+        assert [s["tasks"] for s in stage.journal.head.sessions.dump()["sessions"]] == [[]]
 
 
 def test_deadlines_of_ended_tasks_are_forgotten_before_they_pass() -> None:
