@@ -28,6 +28,7 @@ from ..core.events.task import (
 )
 from ..core.projections.projection import Recorded
 from .log_clients import SENTENCES as CLIENT_SENTENCES
+from .log_keys import SENTENCES as KEY_SENTENCES
 from .log_pools import SENTENCES, WARNINGS
 from .redact import redact, redact_text
 
@@ -111,6 +112,7 @@ class EventLog:
             ResponseDeleted: self._response_deleted,
             **SENTENCES,
             **CLIENT_SENTENCES,
+            **KEY_SENTENCES,
             ServerStarted: self._server_started,
             ServerStopped: self._server_stopped,
         }

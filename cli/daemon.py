@@ -128,6 +128,8 @@ class _Daemon:
             if exposed:
                 self._require_keys(journal)
                 starter = self._start_managerd()
+            if reaches_out(listener) and tls is None:
+                self._shell.note("Keys and prompts travel unencrypted from other machines; tls.cert_file changes that.")
             plugins, clock = PluginManager(), SystemClock()
             engines, launchers = plugins.engines(), plugins.launchers()
             pools = PoolClients(
