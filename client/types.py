@@ -356,6 +356,10 @@ class Model(Struct, frozen=True, kw_only=True):
     #: largest context of its pools, tokens; 0 = not known yet
     max_model_len: int = 0
     pools: list[str] = []
+    type: str = "model"
+    display_name: str = ""
+    #: ``created`` as RFC 3339 writes it
+    created_at: str = ""
 
 
 class Models(Struct, frozen=True):

@@ -1,6 +1,8 @@
-"""``/v1/models``: the models, as OpenAI's clients list them."""
+"""``/v1/models``: the models, as OpenAI's and Anthropic's clients list them: each finds its own fields in one answer."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -24,6 +26,11 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     #: largest context of its pools, tokens; 0 = not known yet
     max_model_len: int = 0
     pools: list[str] = []
+    # --- for Anthropic's clients ---
+    type: str = "model"
+    display_name: str = ""
+    #: ``created`` as RFC 3339 writes it
+    created_at: str = ""
 
 
 class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +38,8 @@ class ModelsBody(msgspec.Struct, frozen=True, kw_only=True):
 
     object: str = "list"
     data: list[ModelBody]
+    #: there are no pages
+    has_more: bool = False
 
 
 def model_bodies(services: Services, caller: Caller) -> list[ModelBody]:
@@ -46,6 +55,8 @@ def model_bodies(services: Services, caller: Caller) -> list[ModelBody]:
                 ModelBody(
                     id=name,
                     created=created,
+                    created_at=datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    display_name=name,
                     root=model["id"],
                     ready=model["ready"],
                     max_model_len=model["ctx_max"],

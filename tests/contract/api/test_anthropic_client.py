@@ -341,6 +341,34 @@ def test_a_full_queue_is_waited_for_by_the_client_itself(make_server: Callable[.
                 assert asked.result(30) >= 1
 
 
+def test_models_are_listed_as_anthropics_client_knows_them(client: anthropic.Anthropic) -> None:
+    models = list(client.models.list())
+    assert [(model.id, model.type, model.display_name) for model in models] == [
+        ("mock", "model", "mock"),
+        ("mock-alias", "model", "mock-alias"),
+    ]
+    assert models[0].created_at.year >= 2026
+    assert client.models.retrieve("mock-alias").display_name == "mock-alias"
+
+
+def test_while_a_stream_waits_for_a_slot_it_is_pinged_and_told_its_place(
+    make_server: Callable[..., LiveServer],
+) -> None:
+    server = make_server(pools=[PoolSettings(id="m", engine="mock", model="mock", slots=1)])
+    body = {"model": "mock", "max_tokens": 3, "stream": True}
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        with http.stream("POST", "/v1/messages", json={**body, "messages": fault("silent:1")}) as busy:
+            lines = busy.iter_lines()
+            assert next(lines) == "event: message_start"
+            with http.stream("POST", "/v1/messages", json={**body, "messages": CHAT}) as waiting:
+                more = waiting.iter_lines()
+                assert next(more).startswith(": queued position=0 predicted_start_ms=")
+                assert [next(more) for _ in range(3)] == ["", "event: ping", 'data: {"type":"ping"}']
+                busy.close()
+                assert "event: message_start" in more
+                assert "event: message_stop" in more
+
+
 def test_a_session_that_is_open_is_joined_by_its_header(client: anthropic.Anthropic, live: LiveServer) -> None:
     session = "99999999-2222-4333-8444-555555555555"
     client.messages.create(model="mock", max_tokens=3, messages=CHAT, extra_body={"session_id": session})

@@ -323,6 +323,19 @@ def test_closing_a_stream_cancels_its_task_within_a_moment(client: openai.OpenAI
     until(lambda: client.responses.retrieve(first.response.id).status == "cancelled", "the end of an abandoned task")
 
 
+def test_a_response_goes_on_as_long_as_one_of_its_readers_stays(client: openai.OpenAI) -> None:
+    stream = client.responses.create(model="mock", input="[[mock fault=silent:2]]", stream=True)
+    first = next(iter(stream))
+    assert first.type == "response.created"
+    other = client.responses.retrieve(first.response.id, stream=True)
+    seen = iter(other)
+    until(lambda: next(seen).type == "response.output_text.delta", "its first words")
+    stream.close()
+    assert client.responses.retrieve(first.response.id).status == "in_progress"
+    other.close()
+    until(lambda: client.responses.retrieve(first.response.id).status == "cancelled", "its end without readers")
+
+
 def test_leaving_a_response_that_is_awaited_cancels_its_task(live: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0, timeout=0.3) as impatient:
         with pytest.raises(openai.APITimeoutError):
