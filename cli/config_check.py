@@ -10,6 +10,7 @@ from ..core.errors import ConfigError
 from ..core.settings import PoolSettings
 from .access import auth_faults
 from .config import Loaded, is_path, is_reference
+from .config_clients import client_faults
 from .config_types import Fault, nearest
 
 
@@ -56,7 +57,7 @@ def faults(
     bind = bind_fault(settings.bind)
     if bind:
         yield fault("bind", settings.bind, bind)
-    for key, got, message in auth_faults(settings):
+    for key, got, message in (*auth_faults(settings), *client_faults(settings)):
         yield fault(key, got, message)
     if settings.policies.placement not in policies:
         yield fault(
@@ -114,7 +115,7 @@ def _pool_faults(
     if pool.engine not in engines:
         yield "engine", pool.engine, _unknown("engine", pool.engine, engines)
     if pool.provisioning.mode == "external":
-        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", pool.provisioning.url):
+        if not re.fullmatch(r"(https?|grpcs?)://[^\s/]+(/\S*)?", pool.provisioning.url):
             yield (
                 "provisioning.url",
                 pool.provisioning.url,

@@ -25,6 +25,7 @@ from .. import (
 from ._api_key import authorization
 from ._http import HttpClient, HttpError
 from ._in_turn import InTurn
+from ._known_options import require_known
 from ._metric_lines import prometheus
 from ._plain_jobs import plain_messages, require_able
 from ._shared_slots import SharedSlots, patience
@@ -38,6 +39,11 @@ NAME: Final = "tgi"
 QUICK_TIMEOUT_S: Final = 5.0
 SLOW_TIMEOUT_S: Final = 60.0
 _FEATURES: Final = ("json_schema", "logprobs", "seed", "continue", "tokenize")
+#: keys of ``provisioning.options``, and what they do
+OPTIONS: Final[dict[str, str]] = {
+    "api_key_env": "name of the environment variable that holds the server's key, sent as a bearer token",
+    "release_ms": "how long the slot of a task that was broken off is kept at most while the server is not seen to be done; 3000",
+}
 _PROBE: Final = [{"role": "user", "content": "one"}]
 
 
@@ -74,26 +80,25 @@ class Tgi:
     """Client of one TGI server.
 
     Args:
-        config: ``url``; in ``options`` optional ``api_key_env`` (name of the environment variable that holds the
-            server's key), ``release_ms``; optional ``slots`` (else what the server takes at once), ``ctx`` (else its
-            ``max_total_tokens``), ``device``.
+        config: ``url``, the keys of :data:`OPTIONS`, and of the pool ``slots`` (else what the server takes at once),
+            ``ctx`` (else its ``max_total_tokens``), ``device``.
 
     Raises:
-        ConfigError: the URL is none, an option is wrong, or that variable is not set.
+        ConfigError: the URL is none, an option is unknown or of no use, or the environment variable is not set.
     """
 
     name = NAME
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        options: Mapping[str, Any] = config.get("options") or config
+        require_known(config, OPTIONS, NAME)
         try:
-            self._http = HttpClient(str(config.get("url", "")), headers=authorization(options))
+            self._http = HttpClient(str(config.get("url", "")), headers=authorization(config))
         except ValueError as error:
             raise ConfigError(str(error), field="url", got=config.get("url")) from error
         self._slots = int(config.get("slots") or 0)
         self._ctx = int(config.get("ctx") or 0)
         self._device = str(config.get("device", "") or "cpu")
-        self._released = SharedSlots(self._in_use, patience_s=patience(options))
+        self._released = SharedSlots(self._in_use, patience_s=patience(config))
         self._info: Info | None = None
         self._renders = False
         #: what a rendered chat begins with although the tokenizer adds it

@@ -23,6 +23,7 @@ from ._api_key import authorization
 from ._chat_template import TemplateError
 from ._http import HttpClient, HttpError
 from ._in_turn import InTurn
+from ._known_options import require_known
 from ._metric_lines import prometheus
 from ._own_template import own_template
 from ._plain_jobs import plain_messages, require_able
@@ -36,6 +37,17 @@ NAME: Final = "triton"
 #: Triton tells of no slots
 DEFAULT_SLOTS: Final = 4
 QUICK_TIMEOUT_S: Final = 5.0
+#: keys of ``provisioning.options``, and what they do
+OPTIONS: Final[dict[str, str]] = {
+    "served_model": "the model's name at the server; without it the pool's `model`",
+    "version": "of the model; without it the one that the server's version policy picks",
+    "chat_template": "Jinja template of the model's chats, or the path of a file with it; without it there are no chats",
+    "bos_token": "the template's `bos_token`",
+    "eos_token": "the template's `eos_token`",
+    "metrics_url": "address of the server's metrics, e.g. `http://127.0.0.1:8002`; without it there are none",
+    "api_key_env": "name of the environment variable that holds a bearer token, for a server behind a proxy",
+    "release_ms": "how long the slot of a task that was broken off is kept at most while the model is not seen to be done; 3000",
+}
 
 
 class _Attempt(AttemptHandle, Protocol):
@@ -64,44 +76,42 @@ class Triton:
     """Client of one model on a Triton server.
 
     Args:
-        config: ``url`` (``http://``, ``https://``, ``grpc://`` or ``grpcs://``), ``model``; in ``options`` optional
-            ``model`` (its name on the server, where that is another), ``version``, ``chat_template`` (Jinja text, or the
-            path of a file with it), ``bos_token``, ``eos_token``, ``metrics_url``, ``api_key_env`` (name of the environment
-            variable that holds a bearer token), ``release_ms``; optional ``slots``, ``ctx``, ``device``.
+        config: ``url`` (``http://``, ``https://``, ``grpc://`` or ``grpcs://``), the keys of :data:`OPTIONS`, and of the
+            pool ``model``, ``slots``, ``ctx``, ``device``.
 
     Raises:
-        ConfigError: the URL is none, it is for gRPC and `tritonclient` is not installed, no model is named, the
-            template does not compile, or that variable is not set.
+        ConfigError: the URL is none, it is for gRPC and `tritonclient` is not installed, no model is named, an option is
+            unknown or of no use, or an environment variable is not set.
     """
 
     name = NAME
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        options: Mapping[str, Any] = config.get("options") or config
+        require_known(config, OPTIONS, NAME)
         url = str(config.get("url", ""))
-        self._model_name = str(options.get("model") or config.get("model") or "")
+        self._model_name = str(config.get("served_model") or config.get("model") or "")
         if not self._model_name or "/" in self._model_name:
             msg = (
                 "no model of the server is named"
                 if not self._model_name
                 else "the name of a model on Triton has no slash"
             )
-            raise ConfigError(msg, field="provisioning.options.model", got=self._model_name)
-        version = str(options.get("version") or "")
-        headers = authorization(options)
+            raise ConfigError(msg, field="provisioning.options.served_model", got=self._model_name)
+        version = str(config.get("version") or "")
+        headers = authorization(config)
         over_grpc = url.startswith(("grpc://", "grpcs://"))
         try:
             kind = GrpcTransport if over_grpc else HttpTransport
             self._transport: _Transport = kind(url, self._model_name, version, headers)
-            metrics_url = str(options.get("metrics_url") or "")
+            metrics_url = str(config.get("metrics_url") or "")
             self._metrics = HttpClient(metrics_url) if metrics_url else None
         except ValueError as error:
             raise ConfigError(str(error), field="url", got=url) from error
-        self._chat_template, self._template = own_template(options)
+        self._chat_template, self._template = own_template(config)
         self._slots = int(config.get("slots") or DEFAULT_SLOTS)
         self._ctx = int(config.get("ctx") or 0)
         self._device = str(config.get("device", "") or "cpu")
-        self._released = SharedSlots(self._in_use, patience_s=patience(options))
+        self._released = SharedSlots(self._in_use, patience_s=patience(config))
         self._model: Model | None = None
         #: what the server had completed before it got anything from here
         self._before: int | None = None

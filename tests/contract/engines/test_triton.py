@@ -46,7 +46,9 @@ class TestTritonOverHttp(EngineContract):
                     "url": self.url(server),
                     "slots": 3,
                     "ctx": CTX,
-                    "options": {"model": MODEL, "metrics_url": server.metrics, "chat_template": TEMPLATE},
+                    "model": MODEL,
+                    "metrics_url": server.metrics,
+                    "chat_template": TEMPLATE,
                 }
             )
             yield engine

@@ -32,7 +32,7 @@ class TestTritonOverHttpOnStandIn(EngineContract, FaultContract):
         @contextlib.asynccontextmanager
         async def opened():
             async with TritonServer(fault=fault).serving() as server:
-                engine = Triton({"url": server.url, "slots": 2, "ctx": server.ctx, "options": OPTIONS})
+                engine = Triton({"url": server.url, "slots": 2, "ctx": server.ctx, **OPTIONS})
                 yield engine
                 await engine.close()
 
@@ -61,7 +61,7 @@ class TestTritonOverGrpcOnStandIn(TestTritonOverHttpOnStandIn):
         @contextlib.asynccontextmanager
         async def opened():
             async with TritonGrpcServer(fault=fault).serving() as server:
-                engine = Triton({"url": server.url, "slots": 2, "ctx": server.ctx, "options": OPTIONS})
+                engine = Triton({"url": server.url, "slots": 2, "ctx": server.ctx, **OPTIONS})
                 yield engine
                 await engine.close()
 

@@ -29,7 +29,7 @@ def server(tmp_path):
 def clients(server, **options):
     """A client of each protocol."""
     for url in (server.http, server.grpc):
-        yield Triton({"url": url, "slots": 2, "options": {"model": MODEL, **options}})
+        yield Triton({"url": url, "slots": 2, "model": MODEL, **options})
 
 
 def repository(server, what):

@@ -233,7 +233,7 @@ def test_a_server_that_is_no_tgi_is_not_understood():
 def test_a_key_comes_from_the_environment_and_goes_with_every_request(monkeypatch):
     async def test():
         async with TgiServer().serving() as server:
-            engine = Tgi({"url": server.url, "options": {"api_key_env": "TGI_KEY_OF_A_TEST"}})
+            engine = Tgi({"url": server.url, "api_key_env": "TGI_KEY_OF_A_TEST"})
             await engine.properties()
             assert server.heads
             assert all("\r\nAuthorization: Bearer s3cret\r\n" in head for head in server.heads)
@@ -243,7 +243,7 @@ def test_a_key_comes_from_the_environment_and_goes_with_every_request(monkeypatc
     run(test)
     monkeypatch.setenv("TGI_KEY_OF_A_TEST", "line\nbreak")
     with pytest.raises(ConfigError) as refused:
-        Tgi({"url": "http://127.0.0.1:1", "options": {"api_key_env": "TGI_KEY_OF_A_TEST"}})
+        Tgi({"url": "http://127.0.0.1:1", "api_key_env": "TGI_KEY_OF_A_TEST"})
     assert "line" not in str(refused.value.to_dict())
 
 

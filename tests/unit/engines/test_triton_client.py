@@ -121,7 +121,7 @@ def test_a_model_that_takes_no_text_does_nothing_and_says_what_it_takes():
 def test_a_stream_over_http_names_model_and_version():
     async def test():
         async with TritonServer().serving() as server:
-            engine = Triton({"url": server.url, "options": {"model": MODEL, "version": "3"}})
+            engine = Triton({"url": server.url, "model": MODEL, "version": "3"})
             sink = Recorder()
             engine.generate(JOB, sink)
             assert (await sink.failure()).kind == "invalid"
@@ -157,15 +157,16 @@ def test_inputs_over_grpc_have_the_types_that_the_model_takes():
 @pytest.mark.parametrize(
     "config, field",
     [
-        ({"url": "http://127.0.0.1:1"}, "provisioning.options.model"),
-        ({"url": "http://127.0.0.1:1", "model": "a/b"}, "provisioning.options.model"),
+        ({"url": "http://127.0.0.1:1"}, "provisioning.options.served_model"),
+        ({"url": "http://127.0.0.1:1", "model": "a/b"}, "provisioning.options.served_model"),
         ({"url": "ftp://127.0.0.1", "model": "m"}, "url"),
         ({"url": "grpc://127.0.0.1", "model": "m"}, "url"),
-        ({"url": "http://a", "model": "m", "options": {"metrics_url": "x"}}, "url"),
-        ({"url": "http://a", "model": "m", "options": {"api_key_env": "NO_SUCH_KEY_HERE"}}, "provisioning.options.api_key_env"),
-        ({"url": "http://a", "model": "m", "options": {"release_ms": "soon"}}, "provisioning.options.release_ms"),
-        ({"url": "http://a", "model": "m", "options": {"chat_template": "/no/such"}}, "provisioning.options.chat_template"),
-        ({"url": "http://a", "model": "m", "options": {"chat_template": "{% if %}"}}, "provisioning.options.chat_template"),
+        ({"url": "http://a", "model": "m", "metrics_url": "x"}, "url"),
+        ({"url": "http://a", "model": "m", "api_key_env": "NO_SUCH_KEY_HERE"}, "provisioning.options.api_key_env"),
+        ({"url": "http://a", "model": "m", "release_ms": "soon"}, "provisioning.options.release_ms"),
+        ({"url": "http://a", "model": "m", "options": {"chat_templat": "x"}}, "provisioning.options.chat_templat"),
+        ({"url": "http://a", "model": "m", "chat_template": "/no/such"}, "provisioning.options.chat_template"),
+        ({"url": "http://a", "model": "m", "chat_template": "{% if %}"}, "provisioning.options.chat_template"),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_refused_by_the_name_of_its_field(config, field):
@@ -193,7 +194,7 @@ def test_a_template_may_be_a_file_and_its_answer_goes_on_from_the_prompt(tmp_pat
     async def test():
         async with TritonServer().serving() as server:
             options = {"model": MODEL, "chat_template": str(path), "bos_token": "<s>"}
-            engine = Triton({"url": server.url, "options": options})
+            engine = Triton({"url": server.url, **options})
             parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
             assert await engine.render_chat([{"role": "user", "content": parts}]) == "<s>ab|"
             sink = Recorder()
@@ -210,7 +211,7 @@ def test_a_chat_that_the_template_refuses_is_refused():
     async def test():
         async with TritonServer().serving() as server:
             template = "{{ raise_exception('no chats on sundays') }}"
-            engine = Triton({"url": server.url, "options": {"model": MODEL, "chat_template": template}})
+            engine = Triton({"url": server.url, "model": MODEL, "chat_template": template})
             chat = [{"role": "user", "content": "hi"}]
             with pytest.raises(InvalidParamsError, match="sundays"):
                 await engine.render_chat(chat)
@@ -306,7 +307,7 @@ def test_a_cancel_reaches_the_server_and_its_counters_tell_when_it_is_done(kind)
 def test_a_server_whose_counters_tell_nothing_of_use_holds_a_slot_no_longer_than_configured():
     async def test():
         async with TritonServer().serving() as server:
-            engine = Triton({"url": server.url, "options": {"model": MODEL, "release_ms": 30}})
+            engine = Triton({"url": server.url, "model": MODEL, "release_ms": 30})
             sink, after = Recorder(), Recorder()
             handle = engine.generate(job(prompt="[[mock tokens=4000 rate=100]]", max_tokens=4000), sink)
             await sink.until(lambda: sink.count >= 2)
