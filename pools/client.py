@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -282,7 +283,8 @@ class PoolClients:
         url, forwarder = event.url, None
         if event.url and link.host != LOCAL:
             forwarder = Forwarder(lambda: link.dial(event.pool_id))
-            url = await forwarder.open()
+            # What stands for the engine here is asked as the engine is: the same scheme, and path.
+            url = urlsplit(event.url)._replace(netloc=urlsplit(await forwarder.open()).netloc).geturl()
         try:
             client = self._engines[desired.settings.engine](client_config(desired, url, self._launched))
         except (OrchError, KeyError) as error:
