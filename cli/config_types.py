@@ -11,12 +11,15 @@ from typing import Any
 
 from msgspec import inspect
 
-from ..core.settings import Settings
+from ..core.settings import MONEY, PRICE, PRICE_OR_NONE, Settings
 from .redact import shown
 
 #: What a key takes, where its type alone would not tell a person.
 _IN_WORDS = {
-    "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "a name of at most 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+    "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "a name of at most 64 letters, digits, '.', '_' or '-', the first a letter or digit",
+    PRICE: 'a decimal with at most six places, in quotes, such as "0.15"',
+    PRICE_OR_NONE: 'a decimal with at most six places, in quotes, such as "0.15", or nothing',
+    MONEY: 'a decimal with at most twelve places, in quotes, such as "2.50"',
 }
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 
@@ -76,10 +79,18 @@ def checked(kind: inspect.Type, value: Any, key: str, origins: Mapping[str, str]
                 }
         case inspect.AnyType():
             return value
+        case inspect.UnionType():
+            return value if value is None else checked(_real(kind), value, key, origins, faults)
         case _ if _fits(kind, value):
             return value
     faults.append(Fault(where, value, key or "the configuration", f"got {shown(key, value)}, takes {takes(kind)}"))
     return value
+
+
+def _real(kind: inspect.UnionType) -> inspect.Type:
+    """What a key takes that may also have nothing."""
+    (real,) = (one for one in kind.types if not isinstance(one, inspect.NoneType))
+    return real
 
 
 def _struct(kind: inspect.StructType, value: Any, key: str, origins: Mapping[str, str], faults: list[Fault]) -> Any:
@@ -153,6 +164,8 @@ def takes(kind: inspect.Type) -> str:
             return f"a table with the keys {', '.join(field.encode_name for field in kind.fields)}"
         case inspect.DictType():
             return "a table"
+        case inspect.UnionType():
+            return f"{takes(_real(kind))}, or null"
         case _:
             return "any value"
 

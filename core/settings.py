@@ -113,7 +113,11 @@ class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kv_per_pool: Annotated[int, Meta(ge=0)] = 0
 
 
-Price = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$")]
+#: decimals as they are written: prices, "" where another counts, sums
+PRICE = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+PRICE_OR_NONE = r"^([0-9]{1,9}(\.[0-9]{1,6})?)?$"
+MONEY = r"^[0-9]{1,12}(\.[0-9]{1,12})?$"
+Price = Annotated[str, Meta(pattern=PRICE)]
 
 
 class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +126,7 @@ class PriceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     #: a million tokens of the prompt
     input: Price = "0"
     #: a million tokens of the prompt that the engine had in its cache; "" = as ``input``
-    cached: Annotated[str, Meta(pattern=r"^([0-9]{1,9}(\.[0-9]{1,6})?)?$")] = ""
+    cached: Annotated[str, Meta(pattern=PRICE_OR_NONE)] = ""
     #: a million tokens of the answer
     output: Price = "0"
     #: a second of decoding
@@ -141,7 +145,7 @@ class BudgetCapSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     #: time of decoding
     decode_ms: Annotated[int, Meta(ge=0, le=9_007_199_254_740)] | None = None
     #: in the currency of ``prices``, a decimal in quotes
-    cost: Annotated[str, Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,12})?$")] | None = None
+    cost: Annotated[str, Meta(pattern=MONEY)] | None = None
 
 
 class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

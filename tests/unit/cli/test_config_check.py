@@ -55,6 +55,10 @@ def test_the_defaults_are_sound(tmp_path, monkeypatch):
         ({"pools": [{"id": "a", "provisioning": {"url": "http://127.0.0.1:1"}}]}, "is only for mode: external"),
         ({"policies": {"placement": "defualt"}}, "no known placement policy; did you mean 'default'?"),
         ({"journal": {"url": "mysql://h/d"}}, "got 'mysql', which is no known kind of database; known are postgresql, sqlite"),
+        ({"budgets": {"keys": [{"timezone": "Mars/Base"}]}}, "budgets.keys[0].timezone there is no time zone 'Mars/Base'"),
+        ({"budgets": {"keys": [{"window": "day"}, {"window": "day"}]}}, "budgets.keys[1].window is that of budgets.keys[0] too"),
+        ({"sessions": {"ttl_ms": 5, "max_ttl_ms": 4}}, "sessions.ttl_ms is more than sessions.max_ttl_ms allows (4)"),
+        ({"sessions": {"turn_limit": 5, "max_turn_limit": 4}}, "sessions.turn_limit is more than sessions.max_turn_limit"),
         ({"models": {"fast": "haik"}}, "models.fast names the model 'haik', which no pool serves; did you mean 'haiku'?"),
     ],
 )  # fmt: skip
