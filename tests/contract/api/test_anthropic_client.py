@@ -28,7 +28,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(live: LiveServer) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=live.url, api_key="anything", max_retries=0) as client:
         yield client
@@ -309,7 +309,7 @@ def test_a_key_may_come_as_x_api_key_or_bearer_and_the_beta_query_changes_nothin
 def test_a_full_queue_is_waited_for_by_the_client_itself(make_server: Callable[..., LiveServer]) -> None:
     pool = PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=QueueSettings(capacity=0))
     server = make_server(pools=[pool])
-    busy = {"model": "mock", "max_tokens": 500, "messages": [{"role": "user", "content": "[[mock fault=silent:1]]"}]}
+    busy = {"model": "mock", "max_tokens": 9, "messages": [{"role": "user", "content": "[[mock fault=silent:1]]"}]}
     with httpx.Client(base_url=server.url, timeout=30) as http:
         with http.stream("POST", "/v1/messages", json={**busy, "stream": True}) as stream:
             lines = stream.iter_lines()  # it ends the stream when nobody holds it
