@@ -7,6 +7,8 @@ import pytest
 
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS, SWITCHES
 from llama_orch.plugins.engines._mock_script import FAULTS, Knobs
+from llama_orch.plugins.engines._openai_client import OPTIONS as OPENAI_OPTIONS
+from llama_orch.plugins.engines.vllm import VLLM_OPTIONS
 from llama_orch.pools import causes
 from llama_orch.pools.models import errors as models
 from llama_orch.pools.provisioning import problems
@@ -29,6 +31,12 @@ def test_options_of_llamacpp():
     assert first_cells(section("llamacpp")) == {
         *(*OPTIONS, *SWITCHES, "pooling", MEMORY_OPTION, "api_key_env", "provisioning.options")
     }
+
+
+def test_options_of_servers_of_openais_api():
+    for title, options in (("openai", OPENAI_OPTIONS), ("vllm", VLLM_OPTIONS)):
+        rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", section(title), re.MULTILINE))
+        assert rows == options
 
 
 def test_knobs_and_faults_of_the_mock():
