@@ -13,6 +13,7 @@ from ._http import HttpError, StreamRequest
 from ._llama_bodies import RefusedError, chat_body, completion_body, require
 from ._llama_chat_frames import ChatStream
 from ._llama_frames import CompletionStream, failure_of_body
+from ._llama_wire import Abilities
 
 if TYPE_CHECKING:
     from .llamacpp import LlamaCpp
@@ -65,6 +66,9 @@ class Attempt:
             require(job, self._engine.abilities)
         except RefusedError as error:
             self._refuse(error)
+            return
+        if job.chat is not None and self._engine.abilities is None:
+            self._task = asyncio.get_running_loop().create_task(self._learn())
             return
         if job.prompt_ids:
             self._prompt = [*job.prompt_ids, job.prefix] if job.prefix else list(job.prompt_ids)
@@ -135,6 +139,19 @@ class Attempt:
 
     # --- inside
 
+    async def _learn(self) -> None:
+        """What a chat may ask for, and how, follows from what the server has: ask it first."""
+        try:
+            await self._engine.learned()
+        except UnavailableError as error:
+            # Nobody answered, or the server said that it is not ready for questions, nor then for this.
+            answered = not isinstance(error.__cause__, HttpError)
+            kind = "refused" if answered else "unreachable"
+            self.fail(AttemptFailure(kind=kind, message=error.message), vacated=True)
+        else:
+            if self.sink is not None:
+                self.begin()
+
     async def _tokenize(self) -> None:
         """The prompt's special tokens are plain text here: tokenize it first."""
         try:
@@ -151,7 +168,8 @@ class Attempt:
             if chat is None:
                 path, body = "/completion", completion_body(job, self._prompt, self._choice)
             else:
-                path, body = "/v1/chat/completions", chat_body(job, chat, self._engine.told, self._choice)
+                abilities = self._engine.abilities or Abilities()
+                path, body = "/v1/chat/completions", chat_body(job, chat, abilities, self._choice)
         except RefusedError as error:
             self._refuse(error)
             return

@@ -2,7 +2,9 @@
 
 import pytest
 
-from llama_orch.plugins import FEATURES
+from llama_orch.plugins import FEATURES, ChatJob, GenerateJob
+from llama_orch.plugins.engines.llamacpp import LlamaCpp
+from llama_orch.plugins.testing.engines import Recorder
 
 from .test_llamacpp_client import Scripted, run
 
@@ -57,3 +59,42 @@ def test_a_server_that_embeds_or_ranks_claims_that_alone(answers, workloads):
     assert told.workloads == workloads
     assert ("render" in told.features) == ("chat" in workloads)
     assert "detokenize" in told.features
+
+
+def test_a_chat_waits_for_what_the_server_has_however_many_come_at_once():
+    thinks = {"total_slots": 2, "chat_template": "x", "chat_template_caps": {"supports_preserve_reasoning": True}}
+
+    async def test():
+        server = Scripted(props=(200, thinks), embeddings=NOT_STARTED_FOR, rerank=NOT_STARTED_FOR)
+        async with server.engine() as engine:
+            chat = ChatJob(messages=[{"role": "user", "content": "a"}])
+            job = GenerateJob(
+                task_id="t", attempt=1, workload="chat", chat=chat, json_schema={"type": "boolean"}, slot=0
+            )
+            sinks = [Recorder() for _ in range(3)]
+            left = engine.generate(job, Recorder())
+            for sink in sinks:
+                engine.generate(job, sink)
+            left.cancel()
+            assert await left.slot_free() == "slot-free"
+            for sink in sinks:
+                assert (await sink.failure()).kind == "invalid", "no chats are scripted"
+        asked = [head.split()[1] for head in server.heads]
+        assert asked.count("/props") == 1
+        assert asked.count("/v1/chat/completions") == 3
+        assert "response_format" in server.asked["completions"], "a model that thinks is left room to"
+
+    run(test)
+
+
+def test_a_chat_to_nobody_is_told_so():
+    async def test():
+        engine = LlamaCpp({"url": "http://127.0.0.1:1"})
+        sink = Recorder()
+        chat = ChatJob(messages=[{"role": "user", "content": "a"}])
+        handle = engine.generate(GenerateJob(task_id="t", attempt=1, workload="chat", chat=chat), sink)
+        assert (await sink.failure()).kind == "unreachable"
+        assert await handle.slot_free() == "slot-free"
+        await engine.close()
+
+    run(test)
