@@ -187,6 +187,8 @@ def tranche(
     :param rest: tokens that the task can still come to.
     :param coming: 1 for a task that is no holder yet.
     """
+    if not rest:
+        return Amount()
     share = {"tokens": _UNBOUNDED.tokens, "decode_us": _UNBOUNDED.decode_us, "cost_pico": _ENDLESS}
     for account in accounts:
         holders = 2 * max(1, account.holders + coming)
