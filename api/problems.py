@@ -20,7 +20,8 @@ _encode = msgspec.json.Encoder().encode
 
 #: field names of TaskRequest under the names that OpenAI's clients know
 _OPENAI_PARAMS = {"model_ref": "model"}
-_OPENAI_TYPES = {
+#: OpenAI's word for a status; what is not here is a ``server_error``
+OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     402: "insufficient_quota",
@@ -28,6 +29,7 @@ _OPENAI_TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     409: "conflict_error",
+    410: "not_found_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
@@ -112,7 +114,7 @@ def openai_body(error: OrchError, correlation: str) -> dict[str, Any]:
     return {
         "error": {
             "message": body.pop("message"),
-            "type": _OPENAI_TYPES.get(error.status, "server_error"),
+            "type": OPENAI_TYPES.get(error.status, "server_error"),
             "param": _OPENAI_PARAMS.get(field, field),
             "code": body.pop("code"),
             **body,
