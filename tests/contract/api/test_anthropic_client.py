@@ -369,6 +369,56 @@ def test_while_a_stream_waits_for_a_slot_it_is_pinged_and_told_its_place(
                 assert "event: message_stop" in more
 
 
+def test_what_coding_agents_send_is_taken(live: LiveServer) -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    tools = [
+        {
+            "name": "Read",
+            "description": "Reads a file.",
+            "input_schema": {"type": "object"},
+            "eager_input_streaming": True,
+        },
+        {"name": "Bash", "description": "Runs.", "input_schema": {"type": "object"}, **cached},
+    ]
+    body = {
+        "model": "mock",
+        "max_tokens": 64,
+        "stream": True,
+        "system": [{"type": "text", "text": "You are an agent."}, {"type": "text", "text": "Be brief.", **cached}],
+        "tools": tools,
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "metadata": {"user_id": "user_1_session_2"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "<system-reminder>x</system-reminder>"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "tool_use", "id": "toolu_1", "name": "Read", "input": {"path": "a"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "toolu_1", "content": "1\ta", "is_error": False},
+                    {"type": "text", "text": "go on", **cached},
+                ],
+            },
+        ],
+    }
+    headers = {"x-api-key": "k", "anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
+    headers |= {"x-claude-code-session-id": "not-one-of-ours", "user-agent": "an-agent/1"}
+    with httpx.Client(base_url=live.url, headers=headers, timeout=30) as http:
+        counted = {key: value for key, value in body.items() if key not in ("max_tokens", "stream", "metadata")}
+        assert http.post("/v1/messages/count_tokens?beta=true", json=counted).json()["input_tokens"] > 0
+        answer = http.post("/v1/messages?beta=true", json=body)
+    assert answer.status_code == 200
+    assert answer.headers["x-ignored-parameters"] == "context_management, cache_control"
+    assert answer.text.rstrip().endswith('data: {"type":"message_stop"}')
+
+
 def test_a_session_that_is_open_is_joined_by_its_header(client: anthropic.Anthropic, live: LiveServer) -> None:
     session = "99999999-2222-4333-8444-555555555555"
     client.messages.create(model="mock", max_tokens=3, messages=CHAT, extra_body={"session_id": session})
