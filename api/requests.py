@@ -256,6 +256,9 @@ def decode_query(raw: bytes, kind: type[T]) -> T:
         raise InvalidParamsError(msg, field="query", got=raw[:GOT_CHARS].decode("ascii", "replace")) from None
     data: dict[str, str] = {}
     for name, value in pairs:
+        if name.endswith("[]") and name in data:  # how OpenAI's clients write lists
+            data[name] += f",{value}"
+            continue
         if name in data:
             msg = f"the parameter {name!r} was sent twice"
             raise InvalidParamsError(msg, field=name, got=_short(value))

@@ -184,6 +184,15 @@ def test_an_id_of_no_response_is_not_found(client: openai.OpenAI, response_id: s
         client.responses.retrieve(response_id)
 
 
+def test_what_clients_may_ask_for_in_the_query_is_taken(client: openai.OpenAI) -> None:
+    said = client.responses.create(model="mock", input="x")
+    more: Any = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+    assert client.responses.retrieve(said.id, include=more).id == said.id
+    assert client.responses.input_items.list(said.id, include=more, limit=1).data
+    last = list(client.responses.retrieve(said.id, include=more, stream=True, include_obfuscation=False))[-1]
+    assert last.type == "response.completed"
+
+
 def test_the_task_of_another_api_is_no_response(client: openai.OpenAI) -> None:
     other = client.chat.completions.create(model="mock", messages=[{"role": "user", "content": "x"}])
     with pytest.raises(openai.NotFoundError):
