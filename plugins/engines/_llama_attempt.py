@@ -141,16 +141,11 @@ class Attempt:
 
     async def _learn(self) -> None:
         """What a chat may ask for, and how, follows from what the server has: ask it first."""
-        try:
-            await self._engine.learned()
-        except UnavailableError as error:
-            # Nobody answered, or the server said that it is not ready for questions, nor then for this.
-            answered = not isinstance(error.__cause__, HttpError)
-            kind = "refused" if answered else "unreachable"
-            self.fail(AttemptFailure(kind=kind, message=error.message), vacated=True)
-        else:
-            if self.sink is not None:
-                self.begin()
+        failure = await self._engine.learn_or_fail()
+        if failure is not None:
+            self.fail(failure, vacated=True)
+        elif self.sink is not None:
+            self.begin()
 
     async def _tokenize(self) -> None:
         """The prompt's special tokens are plain text here: tokenize it first."""

@@ -67,6 +67,7 @@ class VectorAttempt:
         "_prompt_tokens",
         "_request",
         "_scores",
+        "_task",
         "_vectors",
         "sink",
         "slot",
@@ -82,6 +83,7 @@ class VectorAttempt:
         self._vectors: list[bytes] = []
         self._scores: list[str] = []
         self._request: StreamRequest | None = None
+        self._task: asyncio.Task[None] | None = None
         self._began_s = asyncio.get_running_loop().time()
         #: hears of it; ``None`` once there is nothing more to hear
         self.sink: AttemptSink | None = sink
@@ -95,6 +97,9 @@ class VectorAttempt:
 
     def begin(self) -> None:
         """Ask for the first results; the sink hears nothing from within this call."""
+        if self._engine.abilities is None:
+            self._task = asyncio.get_running_loop().create_task(self._learn())
+            return
         try:
             require(self._job, self._engine.abilities)
         except RefusedError as error:
@@ -109,6 +114,8 @@ class VectorAttempt:
         if self.sink is None:
             return
         self._leave()
+        if self._task is not None:
+            self._task.cancel()
         if self._request is None:
             self.vacated = True
         else:
@@ -154,6 +161,14 @@ class VectorAttempt:
         self._fail(AttemptFailure(kind=error.kind, message=error.message), error.kind == "unreachable")
 
     # --- inside
+
+    async def _learn(self) -> None:
+        """How long its vectors are, and whether it makes any, has to be asked first."""
+        failure = await self._engine.learn_or_fail()
+        if failure is not None:
+            self._fail(failure, True)
+        elif self.sink is not None:
+            self.begin()
 
     def _send(self) -> None:
         job = self._job

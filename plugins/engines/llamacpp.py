@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from .. import (
+    AttemptFailure,
     AttemptHandle,
     AttemptSink,
     ConfigError,
@@ -127,6 +128,16 @@ class LlamaCpp:
             if self._learned is None:
                 self._learned = await self._questions.learn()
         return self._learned
+
+    async def learn_or_fail(self) -> AttemptFailure | None:
+        """The same for an attempt, and why it cannot be made."""
+        try:
+            await self.learned()
+        except UnavailableError as error:
+            # Nobody answered; or the server said that it is not ready for questions, nor then for anything else.
+            answered = not isinstance(error.__cause__, HttpError)
+            return AttemptFailure(kind="refused" if answered else "unreachable", message=error.message)
+        return None
 
     # --- work
 

@@ -21,15 +21,28 @@ def job(workload, inputs):
     return GenerateJob(task_id="t", attempt=1, workload=workload, query="q", inputs=inputs)
 
 
-def outcome(workload, inputs, **answers):
+MISSES = (400, {"error": {"code": 400, "message": '"input" must be provided', "type": "invalid_request_error"}})
+
+
+def served(**answers):
+    """A server that answers so, once it said that it serves what it is asked for."""
+
+    def one(told):
+        return lambda body: MISSES if body == {} else told(body) if callable(told) else told
+
+    return Scripted(**{name: one(told) if name in ("embeddings", "rerank") else told for name, told in answers.items()})
+
+
+def outcome(workload, inputs, *, dimensions=0, **answers):
     """How such a job ends, and what the server was last asked."""
     found = []
 
     async def test():
-        server = Scripted(**answers)
+        server = served(**answers)
         async with server.engine() as engine:
             sink = Recorder()
-            handle = engine.generate(job(workload, inputs), sink)
+            asked = msgspec.structs.replace(job(workload, inputs), dimensions=dimensions)
+            handle = engine.generate(asked, sink)
             found.append(await sink.over())
             assert sink.breaches == []
             assert await handle.slot_free() in ("slot-free", "engine-gone")
@@ -116,7 +129,7 @@ def test_a_score_that_is_no_number_is_no_score():
 
 def test_a_job_that_is_left_before_its_answer_hears_nothing():
     async def test():
-        server = Scripted(embeddings=(200, {"data": [{"index": 0, "embedding": vector(1.0)}], "usage": {}}))
+        server = served(embeddings=(200, {"data": [{"index": 0, "embedding": vector(1.0)}], "usage": {}}))
         async with server.engine() as engine:
             sink = Recorder()
             handle = engine.generate(job("embedding", ["a"]), sink)
@@ -127,3 +140,14 @@ def test_a_job_that_is_left_before_its_answer_hears_nothing():
             assert sink.heard == 0
 
     run(test)
+
+
+def test_a_length_that_is_not_the_models_is_refused_and_never_ignored():
+    data = [{"index": 0, "embedding": vector(1.0)}]
+    models = (200, {"data": [{"id": "m", "meta": {"n_embd": 1}}]})
+    for length, kind in ((8, "invalid"), (1, None)):
+        ended, asked = outcome(
+            "embedding", ["a"], dimensions=length, embeddings=(200, {"data": data, "usage": {}}), models=models
+        )
+        assert getattr(ended, "kind", None) == kind
+        assert (asked["embeddings"] == {}) == (kind is not None)
