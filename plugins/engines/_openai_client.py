@@ -6,10 +6,8 @@ import abc
 import asyncio
 import hashlib
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -26,6 +24,7 @@ from .. import (
 )
 from ._http import HttpClient, HttpError, HttpResponse
 from ._openai_attempt import Attempt, Planned
+from ._openai_config import OPTIONS, WORKLOADS, check_options, headers_of, names_of, split_url
 from ._openai_dialects import (
     DIALECTS,
     Ask,
@@ -45,7 +44,6 @@ QUICK_TIMEOUT_S: Final = 5.0
 SLOW_TIMEOUT_S: Final = 60.0
 #: tasks at once at a server that does not tell how many it does
 DEFAULT_SLOTS: Final = 4
-WORKLOADS: Final = ("completion", "chat", "embedding", "rerank")
 #: where each workload is asked for
 _ROUTES: Final = {
     "completion": "/completions",
@@ -55,22 +53,6 @@ _ROUTES: Final = {
 }
 #: names of models that an error lists
 _LISTED: Final = 10
-#: keys of ``provisioning.options``, and what they do
-OPTIONS: Final[dict[str, str]] = {
-    "served_model": "the model's name at the server; without it the pool's `model`",
-    "api_key_env": "name of the environment variable that holds the server's key, sent as a bearer token",
-    "headers": "more headers of each request",
-    "headers_env": "more headers, as names of environment variables that hold their values",
-    "ca_file": "certificates that the server's has to be signed by; without it the system's",
-    "dialect": "`openai`, `llamacpp`, `ollama` or `vllm`; without it what the server's list of models shows",
-    "workloads": "of `completion`, `chat`, `embedding`, `rerank`; without it what the server has routes for",
-    "features": "what it can besides; without it what servers of its dialect can",
-    "native_n": "whether it is asked for several answers at once",
-    "max_tokens_field": "`max_tokens` or `max_completion_tokens`, in chats",
-    "release_ms": "time after which the slot of a task that was broken off is taken as free",
-    "extra_body": "more fields of each request; `null` takes one away",
-    "engine_version": "what the server is called in the journal, where it does not tell its version",
-}
 
 
 class AskError(UnavailableError):
@@ -116,9 +98,9 @@ class OpenAIClient(abc.ABC):
         below: str = "",
     ) -> None:
         self.name = name
-        _check(config, options, name)
-        headers, self._secrets = _headers(config)
-        root, self.api = _split(str(config.get("url", "")), below)
+        check_options(config, options, name)
+        headers, self._secrets = headers_of(config)
+        root, self.api = split_url(str(config.get("url", "")), below)
         try:
             self.http = HttpClient(root, headers=headers, ca_file=str(config.get("ca_file") or ""))
         except (ValueError, OSError) as error:
@@ -130,8 +112,8 @@ class OpenAIClient(abc.ABC):
         fixed = DIALECTS[config["dialect"]] if config.get("dialect") else dialect
         self._dialect = fixed
         #: as configured, or as they were found
-        self._features = _names(config, "features", FEATURES)
-        self._workloads = _names(config, "workloads", WORKLOADS)
+        self._features = names_of(config, "features", FEATURES)
+        self._workloads = names_of(config, "workloads", WORKLOADS)
         self._native_n = config.get("native_n")
         self._max_tokens_field = str(config.get("max_tokens_field") or "max_tokens")
         self._extra: Mapping[str, Any] = config.get("extra_body") or {}
@@ -269,7 +251,7 @@ class OpenAIClient(abc.ABC):
             body = (embedding_body if job.workload == "embedding" else rerank_body)(job, self._model)
             answer = WholeAnswer(job.workload, len(job.inputs))
             path = self.api + _ROUTES[job.workload]
-            return Planned(path=path, body=with_extras(body, {}), answer=answer)
+            return Planned(path=path, body=with_extras(body, self._extra), answer=answer)
         native = server.dialect.native_n if self._native_n is None else bool(self._native_n)
         n = job.n if native else 1
         ask = Ask(
@@ -379,80 +361,6 @@ async def after_release(seconds: float, closed: asyncio.Event) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _split(url: str, below: str) -> tuple[str, str]:
-    """The server's own address, and the path of its API there."""
-    url = url.rstrip("/")
-    path = urlsplit(url).path
-    if path.endswith("/v1"):
-        return url.removesuffix("/v1"), "/v1"
-    if not path:
-        return url, "/v1"
-    return url, below
-
-
-def _check(config: Mapping[str, Any], options: Mapping[str, str], name: str) -> None:
-    for key in config.get("options") or {}:
-        if key not in options:
-            msg = f"provisioning.options.{key} is not known to {name}; it takes {', '.join(options)}"
-            raise ConfigError(msg, field=f"provisioning.options.{key}", got=key)
-    takes: dict[str, tuple[type | tuple[type, ...], str]] = {
-        "headers": (Mapping, "a mapping of names to values"),
-        "headers_env": (Mapping, "a mapping of names to environment variables"),
-        "extra_body": (Mapping, "a mapping"),
-        "features": ((list, tuple), "a list"),
-        "workloads": ((list, tuple), "a list"),
-        "native_n": (bool, "true or false"),
-        "batch_invariant": (bool, "true or false"),
-        "release_ms": (int, "a whole number of milliseconds"),
-    }
-    for key, (types, what) in takes.items():
-        value = config.get(key)
-        if value is not None and (not isinstance(value, types) or (types is int and isinstance(value, bool))):
-            raise ConfigError(
-                f"provisioning.options.{key} takes {what}", field=f"provisioning.options.{key}", got=value
-            )
-    choices = {"dialect": tuple(DIALECTS), "max_tokens_field": ("max_tokens", "max_completion_tokens")}
-    for key, known in choices.items():
-        value = config.get(key)
-        if value and value not in known:
-            msg = f"provisioning.options.{key} takes one of {', '.join(known)}"
-            raise ConfigError(msg, field=f"provisioning.options.{key}", got=value)
-
-
-def _names(config: Mapping[str, Any], key: str, known: Sequence[str]) -> tuple[str, ...] | None:
-    given = config.get(key)
-    if given is None:
-        return None
-    for name in given:
-        if name not in known:
-            msg = f"provisioning.options.{key} takes of {', '.join(known)}"
-            raise ConfigError(msg, field=f"provisioning.options.{key}", got=name)
-    return tuple(given)
-
-
-def _headers(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Headers of each request, and the secrets among their values."""
-    headers = {str(name): str(value) for name, value in (config.get("headers") or {}).items()}
-    secrets = []
-    variables = {str(name): str(variable) for name, variable in (config.get("headers_env") or {}).items()}
-    for name, variable in variables.items():
-        secrets.append(_variable(variable, "headers_env"))
-        headers[name] = secrets[-1]
-    if config.get("api_key_env"):
-        secrets.append(_variable(str(config["api_key_env"]), "api_key_env"))
-        headers["Authorization"] = f"Bearer {secrets[-1]}"
-    return headers, secrets
-
-
-def _variable(name: str, option: str) -> str:
-    value = os.environ.get(name, "")
-    if not value:
-        msg = f"the environment variable {name} is not set"
-        remedy = "Set it to the server's key where the orchestrator is started."
-        raise ConfigError(msg, field=f"provisioning.options.{option}", got=name, remedy=remedy)
-    return value
 
 
 def _meta(*told: Any) -> str:

@@ -17,6 +17,8 @@ _PLAIN_SAMPLING: Final = {
 }  # OpenAI's own
 #: what a completion without a bound asks for where the server's context is not known
 UNBOUNDED_TOKENS: Final = 4096
+#: that a server may put around a prompt
+SPECIAL_TOKENS: Final = 8
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal"})
 #: llama.cpp takes this seed for "any"
 _RANDOM_SEED: Final = 0xFFFF_FFFF
@@ -50,6 +52,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     template_kwargs: bool = False
     #: it never takes this seed as it is
     avoids_random_seed: bool = False
+    #: a bound beyond what the context has left is no error there
+    clamps: bool = True
     #: sent with each stream
     constants: Mapping[str, Any] = {}
 
@@ -70,7 +74,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _COMMON_FEATURES: Final = ("tools", "logprobs", "json_schema", "seed", "continue")
-OPENAI: Final = Dialect(name="openai", sampling=_PLAIN_SAMPLING, features=_COMMON_FEATURES)
+OPENAI: Final = Dialect(name="openai", sampling=_PLAIN_SAMPLING, features=_COMMON_FEATURES, clamps=False)
 LLAMACPP: Final = Dialect(
     name="llamacpp",
     sampling={**_PLAIN_SAMPLING, "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repeat_penalty"},
@@ -126,8 +130,7 @@ def completion_body(job: GenerateJob, dialect: Dialect, ask: Ask, prompt: str | 
     """
     body = _body(job, dialect, ask)
     body["prompt"] = prompt
-    # Left out it would mean 16 tokens to many.
-    body["max_tokens"] = min(job.max_tokens, ask.ctx or job.max_tokens) or ask.ctx or UNBOUNDED_TOKENS
+    body["max_tokens"] = min(job.max_tokens, ask.ctx or job.max_tokens) or _room(dialect, ask.ctx, prompt)
     if job.logprobs:
         body["logprobs"] = max(job.top_logprobs, 1)
     if job.json_schema is not None:
@@ -221,6 +224,17 @@ def _body(job: GenerateJob, dialect: Dialect, ask: Ask) -> dict[str, Any]:
         # Blocks of the cache are shared among requests of one salt: this one is nobody else's.
         body["cache_salt"] = ask.request_id
     return body
+
+
+def _room(dialect: Dialect, ctx: int, prompt: str | Sequence[int]) -> int:
+    """The bound of a completion that has none: left out it would mean 16 tokens to many."""
+    if not ctx:
+        return UNBOUNDED_TOKENS
+    if dialect.clamps:
+        return ctx
+    # No token is less than a byte. Where that says nothing, a quarter of the context is a guess at what is left.
+    taken = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
+    return max(ctx - taken - SPECIAL_TOKENS, ctx // 4, 1)
 
 
 def _put_schema(body: dict[str, Any], dialect: Dialect, schema: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ class OpenAI(OpenAIClient):
     (``slots``), and a chat is sent as it is.
 
     Args:
-        config: see :data:`~llama_orch.plugins.engines._openai_client.OPTIONS`.
+        config: see :data:`~llama_orch.plugins.engines._openai_config.OPTIONS`.
 
     Raises:
         ConfigError: the URL is none, an option is wrong, or an environment variable is not set.

@@ -23,7 +23,8 @@ from .. import (
 from . import _hf_identity
 from ._http import HttpError
 from ._openai_attempt import Attempt
-from ._openai_client import OPTIONS, QUICK_TIMEOUT_S, SLOW_TIMEOUT_S, OpenAIClient, Server
+from ._openai_client import QUICK_TIMEOUT_S, SLOW_TIMEOUT_S, OpenAIClient, Server
+from ._openai_config import OPTIONS
 from ._openai_dialects import VLLM as DIALECT
 from ._openai_wire import error_of_body
 from ._slots import EngineGoneError, SlotWatch

@@ -16,13 +16,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from llama_orch.plugins.engines._mock_script import KnobError, Said, Speech, knobs_of, tokenize
+from llama_orch.plugins.engines._mock_script import KnobError, knobs_of, tokenize
 
-#: tokens of a text before a fault strikes
-AFTER = 3
-CALL_NAME = "get_weather"
-ARGUMENTS = ('{"city": ', '"Bern"', ', "days": ', "2}")
-THOUGHTS = ("first", " this", ", then", " that")
+from .openai_talk import Reply, Talk
 
 
 class StandIn:
@@ -107,24 +103,26 @@ class StandIn:
                 )
                 body = await reader.readexactly(length)
                 method, path, _ = head.split(" ", 2)
-                answer = asyncio.create_task(self._answer(_Reply(writer, self.fault), method, path, head, body))
+                answer = asyncio.create_task(self._answer(Reply(writer, self.fault), method, path, head, body))
                 gone = asyncio.create_task(reader.read(1))
                 await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if not answer.done():
-                    answer.cancel()
                     self.left.set()
-                    break
-                answer.result()
+                answer.cancel()
                 gone.cancel()
-                results = await asyncio.gather(gone, return_exceptions=True)
-                first = results[0] if isinstance(results[0], bytes) else b""
+                answered, byte = await asyncio.gather(answer, gone, return_exceptions=True)
+                if self.left.is_set() and isinstance(answered, asyncio.CancelledError):
+                    break
+                if isinstance(answered, BaseException):
+                    raise answered
+                first = byte if isinstance(byte, bytes) else b""
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self._writers.discard(writer)
             writer.close()
 
-    async def _answer(self, reply: _Reply, method: str, path: str, head: str, raw: bytes) -> None:
+    async def _answer(self, reply: Reply, method: str, path: str, head: str, raw: bytes) -> None:
         if self.key and f"Authorization: Bearer {self.key}\r\n" not in head:
             said = next((line for line in head.split("\r\n") if line.startswith("Authorization")), "none")
             await reply.error(401, f"Incorrect API key provided: {said}")
@@ -144,7 +142,7 @@ class StandIn:
         routes = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank")
         return (*routes, "/tokenize", "/detokenize") if self.vllm else routes
 
-    async def _get(self, reply: _Reply, path: str) -> None:
+    async def _get(self, reply: Reply, path: str) -> None:
         if self.fault == "loading":
             await reply.error(503, "Loading model")
         elif path == "/v1/models":
@@ -166,7 +164,7 @@ class StandIn:
         else:
             await reply.whole(404, {"detail": "Not Found"})
 
-    async def _post(self, reply: _Reply, path: str, body: dict[str, Any]) -> None:
+    async def _post(self, reply: Reply, path: str, body: dict[str, Any]) -> None:
         match path:
             case "/v1/completions" | "/v1/chat/completions":
                 await self._generate(reply, body, chat="chat" in path)
@@ -192,7 +190,7 @@ class StandIn:
 
     # --- results in one piece
 
-    async def _vectors(self, reply: _Reply, body: dict[str, Any]) -> None:
+    async def _vectors(self, reply: Reply, body: dict[str, Any]) -> None:
         texts = body.get("input")
         if not texts:
             await reply.error(400, "input: Field required")
@@ -209,7 +207,7 @@ class StandIn:
         count = sum(len(tokenize(text, add_special=True)) for text in texts)
         await reply.whole(200, {"data": data[::-1], "usage": {"prompt_tokens": count, "total_tokens": count}})
 
-    async def _ranks(self, reply: _Reply, body: dict[str, Any]) -> None:
+    async def _ranks(self, reply: Reply, body: dict[str, Any]) -> None:
         texts = body.get("documents")
         if not texts:
             await reply.error(400, "documents: Field required")
@@ -222,7 +220,7 @@ class StandIn:
         ranks.sort(key=lambda rank: -rank["relevance_score"])
         await reply.whole(200, {"results": ranks, "usage": {"total_tokens": count}})
 
-    async def _whole_fault(self, reply: _Reply, texts: list[str]) -> bool:
+    async def _whole_fault(self, reply: Reply, texts: list[str]) -> bool:
         """Whether there is an answer after all."""
         if any(len(tokenize(text, add_special=True)) >= self.ctx for text in texts):
             await self._too_long(reply)
@@ -247,7 +245,7 @@ class StandIn:
                 return True
         return False
 
-    async def _early_fault(self, reply: _Reply) -> bool:
+    async def _early_fault(self, reply: Reply) -> bool:
         """Whether the request is taken."""
         match self.fault:
             case "refused" | "loading":
@@ -260,14 +258,14 @@ class StandIn:
                 return True
         return False
 
-    async def _too_long(self, reply: _Reply) -> None:
+    async def _too_long(self, reply: Reply) -> None:
         message = f"This model's maximum context length is {self.ctx} tokens. Please reduce the length of the input."
         code = 400 if self.vllm else "context_length_exceeded"
         await reply.whole(400, {"error": {"message": message, "type": "BadRequestError", "code": code}})
 
     # --- texts
 
-    async def _generate(self, reply: _Reply, body: dict[str, Any], *, chat: bool) -> None:
+    async def _generate(self, reply: Reply, body: dict[str, Any], *, chat: bool) -> None:
         prompt = _chat_text(body) if chat and "messages" in body else body.get("prompt")
         if not prompt:
             await reply.error(400, "Either prompt or messages must be provided and non-empty.")
@@ -289,203 +287,9 @@ class StandIn:
         self.busy += 1
         try:
             await reply.begin()
-            await _Talk(self, reply, body, text, count, chat=chat).say()
+            await Talk(self, reply, body, text, count, chat=chat).say()
         finally:
             self.busy -= 1
-
-
-class _Reply:
-    """Writes one answer, as the fault has it."""
-
-    def __init__(self, writer: asyncio.StreamWriter, fault: str) -> None:
-        self.writer = writer
-        self._split = fault == "split"
-
-    async def raw(self, data: bytes) -> None:
-        pieces = [data[n : n + 1] for n in range(len(data))] if self._split else [data]
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-            await asyncio.sleep(0)
-
-    async def whole(self, status: int, value: object) -> None:
-        data = b"" if value is None else value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        head = f"HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        await self.raw(head.encode() + data)
-
-    async def error(self, status: int, message: str) -> None:
-        await self.whole(status, {"error": {"message": message, "type": "Error", "param": None, "code": status}})
-
-    async def begin(self) -> None:
-        await self.raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-
-    async def frame(self, payload: bytes) -> None:
-        data = b"data: " + payload + b"\n\n"
-        await self.raw(b"%x\r\n%b\r\n" % (len(data), data))
-
-    async def end(self) -> None:
-        await self.raw(b"0\r\n\r\n")
-
-
-class _Struck(Exception):
-    """A fault ended the stream."""
-
-
-class _Talk:
-    """One stream."""
-
-    def __init__(
-        self, server: StandIn, reply: _Reply, body: dict[str, Any], prompt: str, prompt_tokens: int, *, chat: bool
-    ) -> None:
-        self._server = server
-        self._reply = reply
-        self._body = body
-        self._prompt = prompt
-        self._prompt_tokens = prompt_tokens
-        self._chat = chat
-        self._said = 0
-        self._first = True
-        self._knobs = knobs_of(prompt, {})
-
-    async def say(self) -> None:
-        body = self._body
-        limit = int(body.get("max_tokens") or (16 if not self._chat else 0))
-        try:
-            for index in range(int(body.get("n", 1))):
-                await self._choice(index, limit)
-            usage = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._said}
-            if (body.get("stream_options") or {}).get("include_usage"):
-                await self._frame([], usage=usage)
-            await self._reply.frame(b"[DONE]")
-            await self._reply.end()
-        except _Struck:
-            pass
-
-    async def _choice(self, index: int, limit: int) -> None:
-        body, chat = self._body, self._chat
-        if chat:
-            await self._delta(index, {"role": "assistant", "content": ""}, 0)
-        if chat and body.get("tools") and body.get("tool_choice") not in (None, "none", "auto"):
-            function: dict[str, Any] = {"name": CALL_NAME, "arguments": ""}
-            await self._tokens(2)
-            await self._delta(index, {"tool_calls": [{"index": 0, "id": "call-x", "function": function}]}, 2)
-            for piece in ARGUMENTS:
-                await self._tokens(1)
-                await self._delta(index, {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}, 1)
-            await self._finish(index, "tool_calls")
-            return
-        used = 0
-        effort = body.get("reasoning_effort", "")
-        if chat and self._server.thinks and effort != "none":
-            for piece in THOUGHTS[: limit or None]:
-                await self._tokens(1)
-                name = "reasoning" if self._server.vllm else "reasoning_content"
-                await self._delta(index, {name: piece}, 1, logprobs=self._probabilities(piece))
-                used += 1
-        if limit and used == limit:
-            await self._finish(index, "length")
-            return
-        speech = self._speech(index, limit - used if limit else 0)
-        for said in iter(speech.next, None):
-            await self._tokens(said.tokens)
-            await self._text(index, said)
-        await self._finish(index, "length" if speech.stop_type == "limit" else "stop")
-
-    def _speech(self, index: int, limit: int) -> Speech:
-        body = self._body
-        seed = int(body.get("seed", 0)) + index
-        banned = {int(number) for number, bias in (body.get("logit_bias") or {}).items() if bias <= -100}
-        while True:
-            room = self._server.ctx - self._prompt_tokens
-            stop = body.get("stop") or ()
-            speech, trial = (
-                Speech(self._knobs, self._prompt, seed=seed, limit=limit, room=room, stop=stop) for _ in range(2)
-            )
-            first = trial.next()
-            if first is None or first.id not in banned:
-                return speech
-            seed += 1
-
-    async def _tokens(self, count: int) -> None:
-        """So many tokens are about to be told, unless a fault strikes before."""
-        fault = self._server.fault
-        if self._knobs.rate or fault == "slow":
-            await asyncio.sleep(count / (self._knobs.rate or 200))
-        if self._said >= AFTER:
-            await self._strike(fault)
-        self._said += count
-
-    async def _strike(self, fault: str) -> None:
-        match fault:
-            case "cut":
-                self._reply.writer.transport.abort()
-            case "dies":
-                self._server.die()
-            case "garbage":
-                await self._reply.frame(b'{"choices": <<<')
-            case "bad-utf8":
-                await self._reply.frame(b'{"choices":[{"index":0,"text":"\xff\xc3"}]}')
-            case "error-frame":
-                error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
-                await self._reply.frame(json.dumps({"error": error}).encode())
-                await self._reply.frame(b"[DONE]")
-                await self._reply.end()
-            case "unfinished":
-                await self._reply.end()
-            case "silent":
-                await asyncio.Event().wait()
-            case _:
-                return
-        raise _Struck
-
-    async def _text(self, index: int, said: Said) -> None:
-        if self._server.vllm:
-            for _ in range(said.tokens - 1):
-                await self._piece(index, "", 3)
-            if said.id >= 0 or said.text:
-                await self._piece(index, said.text, said.id if said.id >= 0 else 3, 1 if said.id >= 0 else 0)
-        elif said.text:
-            await self._piece(index, said.text, said.id)
-
-    async def _piece(self, index: int, text: str, number: int, tokens: int = 1) -> None:
-        logprobs = self._probabilities(text) if tokens else None
-        if self._chat:
-            await self._delta(index, {"content": text}, tokens, number, logprobs)
-        else:
-            choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-            await self._frame([self._with_ids(choice, [number] * tokens)])
-
-    def _probabilities(self, text: str) -> dict[str, Any] | None:
-        top = self._body.get("top_logprobs") if self._chat else self._body.get("logprobs")
-        if top is None:
-            return None
-        words = [text, " else", " other", " more"][: top + 1]
-        if self._chat:
-            infos = [{"token": w, "logprob": -0.5 - n, "bytes": list(w.encode())} for n, w in enumerate(words)]
-            return {"content": [{**infos[0], "top_logprobs": infos}]}
-        tops = {word: -0.5 - n for n, word in enumerate(words)}
-        return {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": [tops], "text_offset": [0]}
-
-    async def _delta(
-        self, index: int, delta: dict[str, Any], tokens: int, number: int = 5, logprobs: dict[str, Any] | None = None
-    ) -> None:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        await self._frame([self._with_ids(choice, [number] * tokens)])
-
-    async def _finish(self, index: int, reason: str) -> None:
-        said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        await self._frame([{"index": index, **said, "finish_reason": reason}])
-
-    def _with_ids(self, choice: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-        if not self._body.get("return_token_ids"):
-            return choice
-        prompt = {"prompt_token_ids": [7] * self._prompt_tokens} if self._first else {}
-        return {**choice, "token_ids": ids, **prompt}
-
-    async def _frame(self, choices: list[dict[str, Any]], **more: Any) -> None:
-        self._first = False
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        await self._reply.frame(json.dumps({"id": "x", "object": kind, "choices": choices, **more}).encode())
 
 
 def _chat_text(body: dict[str, Any]) -> str:

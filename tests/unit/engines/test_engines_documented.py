@@ -7,7 +7,7 @@ import pytest
 
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS, SWITCHES
 from llama_orch.plugins.engines._mock_script import FAULTS, Knobs
-from llama_orch.plugins.engines._openai_client import OPTIONS as OPENAI_OPTIONS
+from llama_orch.plugins.engines._openai_config import OPTIONS as OPENAI_OPTIONS
 from llama_orch.plugins.engines.vllm import VLLM_OPTIONS
 from llama_orch.pools import causes
 from llama_orch.pools.models import errors as models

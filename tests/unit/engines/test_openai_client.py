@@ -1,64 +1,20 @@
-"""What the client of OpenAI's API asks for, how it is configured, and how it takes servers that are not as they should be."""
+"""How the client of OpenAI's API is configured, and how it takes servers that are not as they should be."""
 
 import asyncio
-import contextlib
 import ssl
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
 from llama_orch.core.errors import InvalidParamsError, UnavailableError
-from llama_orch.plugins import ChatJob, ConfigError, EngineState, GenerateJob
-from llama_orch.plugins.engines._openai_client import OPTIONS
-from llama_orch.plugins.engines._openai_dialects import UNBOUNDED_TOKENS
+from llama_orch.plugins import ChatJob, ConfigError, EngineState
+from llama_orch.plugins.engines._openai_config import OPTIONS
 from llama_orch.plugins.engines.openai import OpenAI
 from llama_orch.plugins.testing.engines import Recorder
 
 from ...support.certificates import certificate
 from ...support.openai_server import StandIn
-
-JOB = GenerateJob(task_id="t", attempt=1, prompt="hello", slot=1, seed=5, max_tokens=4)
-MESSAGES = [{"role": "user", "content": "hi"}]
-CHAT = GenerateJob(task_id="t", attempt=1, workload="chat", chat=ChatJob(messages=MESSAGES), seed=5)
-KEY = "sk-very-secret-0123456789"
-
-
-def run(test):
-    async def bounded():
-        async with asyncio.timeout(30):
-            await test()
-
-    asyncio.run(bounded())
-
-
-@contextlib.asynccontextmanager
-async def opened(standin=None, **config):
-    """A client and the stand-in that it speaks to."""
-    async with (standin or StandIn()).serving() as server:
-        options = {name: value for name, value in config.items() if name in OPTIONS}
-        engine = OpenAI({"url": server.url, "release_ms": 10, **config, "options": options})
-        yield engine, server
-        await engine.close()
-
-
-async def outcome(engine, job) -> tuple[Any, Recorder, Any]:
-    sink = Recorder()
-    handle = engine.generate(job, sink)
-    return await sink.over(), sink, handle
-
-
-def changed(job, **changes):
-    return msgspec.structs.replace(job, **changes)
-
-
-async def asked(job, standin=None, **config) -> tuple[Any, Any]:
-    """What the server was asked for a job."""
-    async with opened(standin, **config) as (engine, server):
-        result, *_ = await outcome(engine, job)
-        return result, server.asked[-1] if server.asked else None
-
+from .openai_stage import CHAT, JOB, KEY, MESSAGES, asked, changed, opened, outcome, run
 
 # --- where it is, and as whom
 
@@ -342,110 +298,6 @@ def test_what_the_dialect_has_no_word_for_is_refused_by_name(job, config, words)
             assert (result.kind, result.retriable) == ("invalid", False)
             assert words in result.message
             assert server.asked == []
-
-    run(test)
-
-
-# --- what it asks for
-
-
-def test_a_completion_as_openai_writes_it():
-    async def test():
-        sampling = {"temperature": 0.5, "top_p": 0.9}
-        _, (path, body) = await asked(changed(JOB, prefix=" world", sampling=sampling, stop=("x",), logprobs=True))
-        assert path == "/v1/completions"
-        assert body == {
-            "model": "made-up",
-            "prompt": "hello world",
-            "max_tokens": 4,
-            "seed": 5,
-            "stop": ["x"],
-            "logprobs": 1,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **sampling,
-        }
-
-    run(test)
-
-
-def test_a_completion_for_llamacpp():
-    async def test():
-        sampling = {"top_k": 40.0, "min_p": 0.05, "repeat_penalty": 1.1}
-        job = changed(JOB, seed=2**32 - 1, sampling=sampling, json_schema={"type": "boolean"}, cache_prompt=True)
-        _, (_, body) = await asked(job, dialect="llamacpp")
-        assert body["top_k"] == 40
-        assert isinstance(body["top_k"], int)
-        assert (body["min_p"], body["repeat_penalty"]) == (0.05, 1.1)
-        assert (body["seed"], body["cache_prompt"], body["timings_per_token"]) == (2**32 - 2, True, True)
-        assert "true" in body["grammar"]
-        assert "json_schema" not in body
-
-    run(test)
-
-
-def test_a_chat_with_everything():
-    async def test():
-        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-        chat = ChatJob(
-            messages=MESSAGES,
-            tools=[tool],
-            tool_choice="auto",
-            parallel_tool_calls=False,
-            reasoning_effort="none",
-            template_kwargs={"a": 1},
-        )
-        job = changed(CHAT, chat=chat, max_tokens=9, logprobs=True, top_logprobs=3, json_schema={"type": "object"})
-        config = {"dialect": "vllm", "max_tokens_field": "max_completion_tokens"}
-        _, (path, body) = await asked(job, **config)
-        assert path == "/v1/chat/completions"
-        assert (body["messages"], body["tools"], body["tool_choice"]) == (MESSAGES, [tool], "auto")
-        assert (body["parallel_tool_calls"], body["reasoning_effort"]) == (False, "none")
-        assert body["chat_template_kwargs"] == {"a": 1, "enable_thinking": False}
-        assert (body["max_completion_tokens"], "max_tokens" in body) == (9, False)
-        assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
-        assert body["structured_outputs"] == {"json": {"type": "object"}}
-
-    run(test)
-
-
-def test_a_schema_of_a_chat_as_openai_writes_it():
-    async def test():
-        _, (_, body) = await asked(changed(CHAT, json_schema={"type": "object"}))
-        schema = {"name": "answer", "schema": {"type": "object"}, "strict": True}
-        assert body["response_format"] == {"type": "json_schema", "json_schema": schema}
-        assert "max_tokens" not in body
-
-    run(test)
-
-
-def test_a_completion_without_a_bound_says_so_since_leaving_it_out_means_sixteen_tokens():
-    async def test():
-        _, (_, body) = await asked(changed(JOB, max_tokens=0))
-        assert body["max_tokens"] == 4096  # the context that the server tells
-        _, (_, body) = await asked(changed(JOB, max_tokens=0), served_model="theirs")
-        assert body["max_tokens"] == UNBOUNDED_TOKENS
-
-    run(test)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_several_answers_in_one_request_or_one_after_another(native):
-    async def test():
-        async with opened(native_n=native) as (engine, server):
-            result, sink, _ = await outcome(engine, changed(JOB, n=3))
-            assert (result.finish_reasons, result.tokens) == (("length",) * 3, 12)
-            assert sorted({entry.choice for entry in sink.all}) == [0, 1, 2]
-            seeds = [(body["seed"], body.get("n", 1)) for _, body in server.asked]
-            assert seeds == ([(5, 3)] if native else [(5, 1), (6, 1), (7, 1)])
-
-    run(test)
-
-
-def test_a_server_that_does_not_know_seeds_is_sent_none():
-    async def test():
-        _, (_, body) = await asked(JOB, features=[])
-        assert "seed" not in body
 
     run(test)
 
