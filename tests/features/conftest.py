@@ -66,8 +66,11 @@ class World:
         return self._server
 
     def serve(self, settings: dict[str, Any], *, own: bool = False) -> None:
-        self._server = self.start(settings, own=own)
-        self.client = self.client_of(self.server)
+        self.use(self.start(settings, own=own))
+
+    def use(self, server: Server) -> None:
+        self._server = server
+        self.client = self.client_of(server)
 
     @staticmethod
     def client_of(server: Server, token: str = "") -> Client:
