@@ -23,6 +23,6 @@ def require_known(config: Mapping[str, Any], options: Mapping[str, str], engine:
     for key in config.get("options") or {}:
         if key not in options:
             near = difflib.get_close_matches(str(key), options, 1)
-            meant = f"; is {near[0]} meant?" if near else f"; it takes {', '.join(options)}"
+            meant = f"; the nearest is {near[0]}" if near else f"; it takes {', '.join(options)}"
             msg = f"provisioning.options.{key} is not known to {engine}{meant}"
             raise ConfigError(msg, field=f"provisioning.options.{key}", got=key)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.plugins.engines import tgi, triton
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES, MEMORY_OPTION, OPTIONS, SWITCHES
 from llama_orch.plugins.engines._mock_script import FAULTS, Knobs
 from llama_orch.plugins.engines._openai_config import OPTIONS as OPENAI_OPTIONS
@@ -37,6 +38,13 @@ def test_options_of_servers_of_openais_api():
     for title, options in (("openai", OPENAI_OPTIONS), ("vllm", VLLM_OPTIONS)):
         rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", section(title), re.MULTILINE))
         assert rows == options
+
+
+@pytest.mark.parametrize("engine, options", [("triton", triton.OPTIONS), ("tgi", tgi.OPTIONS)])
+def test_options_of_engines_that_run_elsewhere(engine, options):
+    rows = [line.split("|")[1:3] for line in section(engine).splitlines() if line.startswith("| `")]
+    told = {name.strip().strip("`"): what.strip() for name, what in rows}
+    assert {name: what for name, what in told.items() if name != "provisioning.options"} == options
 
 
 def test_knobs_and_faults_of_the_mock():
