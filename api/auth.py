@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from hmac import compare_digest
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -17,7 +18,7 @@ import msgspec
 from ..core.auth_settings import ProxySettings
 from ..core.errors import BadTokenError, ForbiddenError, InvalidParamsError, MissingTokenError
 from ..core.services.caller import SCOPES, Caller
-from ..core.services.keys import KeyService, digest_of, identity_of, matching
+from ..core.services.keys import KeyService, digest_of, identity_of
 from ..core.services.limits import Meter
 from ..core.settings import Settings
 
@@ -174,17 +175,17 @@ class Authentication:
         return self._holder_of(token, scope.get("client"))
 
     def _holder_of(self, token: bytes, client: Sequence[Any] | None) -> Caller | None:
-        secrets = self._secrets
-        if secrets.local and matching(secrets.local, token):
+        secrets, digest = self._secrets, digest_of(token)
+        if secrets.local and compare_digest(secrets.local, digest):
             if client is None or not ipaddress.ip_address(client[0]).is_loopback:
                 msg = "this key is for commands on the server's own machine"
                 raise ForbiddenError(msg, field="Authorization", remedy="Make one: `llama-orch keys create`.")
             return LOCAL
-        if secrets.bootstrap and matching(secrets.bootstrap, token):
+        if secrets.bootstrap and compare_digest(secrets.bootstrap, digest):
             return self._bootstrap
         if self._provider is not None and _JWT(token):
             return self._provider.known(token)
-        return self._keys.find(token)
+        return self._keys.find(digest)
 
     async def verified(self, scope: dict[str, Any]) -> Caller:
         """Whose token of the identity provider a request brings. :raises BadTokenError: it is not valid, and why."""

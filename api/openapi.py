@@ -8,14 +8,28 @@ from typing import Any
 import msgspec
 import orjson
 
-from ..core.errors import ForbiddenError, InternalError, InvalidParamsError, OrchError, PayloadTooLargeError
+from ..core.errors import (
+    BadTokenError,
+    ForbiddenError,
+    InternalError,
+    InvalidParamsError,
+    MissingTokenError,
+    OrchError,
+    PayloadTooLargeError,
+)
 from ..core.field_comments import field_comments
 from .discovery import resource_types
 from .operations import JSON, Operation, Resource
 from .streaming import EVENT_STREAM
 
 #: what every route may answer
-COMMON: tuple[type[OrchError], ...] = (InvalidParamsError, ForbiddenError, InternalError)
+COMMON: tuple[type[OrchError], ...] = (
+    InvalidParamsError,
+    MissingTokenError,
+    BadTokenError,
+    ForbiddenError,
+    InternalError,
+)
 
 _ERROR = {
     "type": "object",
@@ -114,13 +128,14 @@ def document(version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "http://127.0.0.1:8080"}],
-        "security": [{}, {"bearer": []}],
+        "security": [{}, {"bearer": []}, {"header": []}],
         "tags": [{"name": tag} for tag in sorted({kind.tag for kind, _, _ in found})],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "Any, while no keys are configured."}
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A key; any, while there are none."},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
             },
         },
     }
@@ -189,6 +204,7 @@ def _operation(kind: type[Resource], method: str, op: Operation, by_type: dict[A
         "tags": [kind.tag],
         "summary": op.summary,
         "description": op.description,
+        "x-scopes": list(op.scopes),
         "parameters": _parameters(op),
         "responses": {str(op.status): _answer(op, by_type), **_errors(kind, op)},
     }

@@ -121,7 +121,7 @@ class KeyHistories(RuleBasedStateMachine):
             for secret, until in key.secrets.items():
                 accepted = self.live(key) and (not until or self.now < until)
                 try:
-                    caller = find(secret.encode())
+                    caller = find(digest_of(secret.encode()))
                 except BadTokenError:
                     assert not accepted
                 else:

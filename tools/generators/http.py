@@ -14,9 +14,11 @@ _HEAD = """\
 The whole of it, with all bodies, stands in [openapi.json](openapi.json), which the server also answers at
 `GET /openapi.json`. Errors are listed in [errors.md](errors.md), the frames of streams in [streams.md](streams.md).
 
-Every answer carries `X-Correlation-Id` and `x-request-id`: the request's own, or ones that were made. The server listens
-on loopback addresses only; requests whose `Host` or `Origin` is not one of its own are answered 403. Any bearer token is
-accepted. Beside the errors below every route may answer {common}.
+Every answer carries `X-Correlation-Id` and `x-request-id`: the request's own, or ones that were made. Requests whose `Host` or
+`Origin` is not one of the server's own are answered 403. Without keys the server listens on loopback addresses only and takes
+any bearer; from the first key on every route but `/health` asks for one, as `Authorization: Bearer` or `x-api-key`, with one of
+the scopes that its entry in openapi.json names under `x-scopes` ([keys](../how-to/keys.md)). Beside the errors below every route
+may answer {common}.
 
 """
 

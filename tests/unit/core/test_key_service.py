@@ -9,7 +9,7 @@ import pytest
 from llama_orch.core.errors import BadTokenError, ConflictError, ForbiddenError
 from llama_orch.core.events.key import KeyChanged, KeyCreated, KeyExpired, KeyRevoked, KeyRotated
 from llama_orch.core.services.caller import Caller
-from llama_orch.core.services.keys import KeyPatch, KeySpec
+from llama_orch.core.services.keys import KeyPatch, KeySpec, digest_of
 
 from ...support.stage import LOCAL, Stage, on_stage
 
@@ -36,7 +36,7 @@ def test_a_key_is_durable_before_its_secret_is_told() -> None:
         stage.settle()
         _, secret = made.result()
         stage.restart(power=True)
-        assert stage.services.keys.find(secret.encode()).owner == made.result()[0].key_id
+        assert stage.services.keys.find(digest_of(secret.encode())).owner == made.result()[0].key_id
 
 
 def test_every_change_is_an_event_of_who_made_it() -> None:
@@ -58,7 +58,7 @@ def test_expiry_is_noted_by_the_sweep_and_counts_before() -> None:
         key_id, secret = make(stage, ttl_ms=1_000)
         stage.clock.advance_ms(1_001)
         with pytest.raises(BadTokenError):
-            stage.services.keys.find(secret.encode())
+            stage.services.keys.find(digest_of(secret.encode()))
         assert stage.services.keys.get(key_id).state == "expired"
         assert stage.payloads(KeyExpired) == []
         stage.advance(0.2)
@@ -83,11 +83,11 @@ def test_the_secret_before_a_rotation_is_accepted_for_its_grace_alone() -> None:
         key_id, old = make(stage)
         view, new = stage.run(stage.services.keys.rotate(key_id, 1_000, LOCAL, ""))
         assert view.previous_until_ms
-        assert stage.services.keys.find(old.encode()) == stage.services.keys.find(new.encode())
+        assert stage.services.keys.find(digest_of(old.encode())) == stage.services.keys.find(digest_of(new.encode()))
         stage.advance(1.2)
         with pytest.raises(BadTokenError):
-            stage.services.keys.find(old.encode())
-        assert stage.services.keys.find(new.encode()).owner == key_id
+            stage.services.keys.find(digest_of(old.encode()))
+        assert stage.services.keys.find(digest_of(new.encode())).owner == key_id
         assert [event.what for event in stage.payloads(KeyExpired)] == ["previous"]
         assert stage.services.keys.get(key_id).previous_until_ms == 0
 
@@ -104,9 +104,9 @@ def test_a_name_is_free_again_once_its_key_is_over() -> None:
 def test_a_patch_changes_what_it_names_and_counts_from_the_next_request() -> None:
     with on_stage() as stage:
         key_id, secret = make(stage, models=["a*"], requests_per_minute=5)
-        before = stage.services.keys.find(secret.encode())
+        before = stage.services.keys.find(digest_of(secret.encode()))
         view = stage.run(stage.services.keys.change(key_id, KeyPatch(models=[], batch_only=True), LOCAL, ""))
-        after = stage.services.keys.find(secret.encode())
+        after = stage.services.keys.find(digest_of(secret.encode()))
         assert (before.models, before.batch_only) == (("a*",), False)
         assert (after.models, after.batch_only, after.requests_per_minute) == ((), True, 5)
         assert (view.models, view.batch_only, view.requests_per_minute) == ([], True, 5)

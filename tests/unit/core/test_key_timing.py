@@ -15,8 +15,10 @@ from time import perf_counter_ns
 
 import pytest
 
+from llama_orch.api.auth import Authentication, Secrets
 from llama_orch.core.errors import BadTokenError
-from llama_orch.core.services.keys import KeySpec, digest_of, matching
+from llama_orch.core.services.keys import KeySpec, digest_of
+from llama_orch.core.settings import Settings
 
 from ...support.stage import LOCAL, on_stage
 
@@ -73,24 +75,33 @@ def test_the_statistic_finds_a_comparison_that_leaks() -> None:
     assert spread(leaky(KEY), KEY) > 3 * ALLOWED
 
 
-def test_comparing_with_the_environments_key_tells_nothing() -> None:
-    expected = digest_of(KEY)
-    assert matching(expected, KEY)
-    assert spread(lambda guess: matching(expected, guess), KEY) < ALLOWED
+def asked_with(auth: Authentication, guess: bytes) -> object:
+    return auth.caller_of(
+        {
+            "path": "/v1/tasks",
+            "raw_path": b"/v1/tasks",
+            "query_string": b"",
+            "headers": [(b"authorization", b"Bearer " + guess)],
+            "client": ("127.0.0.1", 1),
+        }
+    )
 
 
-def test_looking_a_key_up_tells_nothing() -> None:
+@pytest.mark.parametrize("which", ["journal", "environment", "machine"])
+def test_a_refusal_tells_nothing(which: str) -> None:
     with on_stage() as stage:
         keys = stage.services.keys
         secrets = [stage.run(keys.create(KeySpec(name=f"k{n}"), LOCAL, ""))[1] for n in range(20)]
-        secret = secrets[7].encode()
+        given = Secrets(bootstrap=digest_of(b"bootstrap" + KEY[9:]), local=digest_of(KEY))
+        auth = Authentication(keys, Settings(), secrets=given, provider=None, public=frozenset())
+        right = {"journal": secrets[7].encode(), "environment": b"bootstrap" + KEY[9:], "machine": KEY}[which]
 
         def refuse(guess: bytes) -> None:
             try:
-                keys.find(guess)
+                asked_with(auth, guess)
             except BadTokenError:
                 return
             pytest.fail("a wrong key was accepted")
 
-        assert spread(refuse, secret) < ALLOWED
-        assert keys.find(secret).owner
+        assert spread(refuse, right) < ALLOWED
+        assert asked_with(auth, right)
