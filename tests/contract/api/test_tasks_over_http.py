@@ -296,6 +296,26 @@ def test_a_full_queue_that_drops_ends_its_oldest_batch_task(make_server: Callabl
         assert refused.json()["policy_label"] == "drop-lru"
 
 
+def test_vectors_scores_and_several_answers_are_results_of_tasks(http: httpx.Client) -> None:
+    def result(**body: Any) -> dict[str, Any]:
+        admitted = http.post("/v1/tasks", json={"model_ref": "mock", **body})
+        assert admitted.status_code == 202, admitted.text
+        found: dict[str, Any] = http.get(admitted.headers["Location"], params={"wait": 20_000}).json()
+        assert found["state"] == "completed"
+        return found
+
+    embedded = result(workload="embedding", inputs=["a", "b"])
+    assert len(embedded["embeddings"]) == 2
+    assert len(embedded["embeddings"][0]) == len(embedded["embeddings"][1]) > 0
+    ranked = result(workload="rerank", query="a", inputs=["b", "a", "c"])
+    assert len(ranked["scores"]) == 3
+    said = result(prompt="x", n=2, logprobs=True, max_tokens=3)
+    assert [choice["index"] for choice in said["choices"]] == [0, 1]
+    assert all(len(choice["logprobs"]) == 3 for choice in said["choices"])
+    again = http.get(f"/v1/tasks/{embedded['task_id']}").json()
+    assert again["embeddings"] == embedded["embeddings"]
+
+
 def test_capabilities_follow_the_live_pools_and_the_overrides(make_server: Callable[..., LiveServer]) -> None:
     overrides = {"m": {"max_tokens_out": 100, "rate_limits": {"requests_per_minute": 6}}}
     server = make_server(
@@ -308,7 +328,7 @@ def test_capabilities_follow_the_live_pools_and_the_overrides(make_server: Calla
         (engine,) = said["engines"]
         assert (engine["engine"], engine["engine_version"], engine["ctx_max"]) == ("mock", "mock-1", 512)
         assert (engine["concurrency"], engine["slots_free"]) == (2, 2)
-        assert engine["supported_workloads"] == ["chat", "completion"]
+        assert engine["supported_workloads"] == ["chat", "completion", "embedding", "rerank"]
         assert (engine["max_tokens_out"], engine["rate_limits"]) == (100, {"requests_per_minute": 6})
         assert said["models"][0]["aliases"] == ["other"]
         running = submit(http, "[[mock fault=silent:1]]")
