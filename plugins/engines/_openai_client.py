@@ -59,7 +59,8 @@ class AskError(UnavailableError):
     """A question had no answer; ``failure`` is what that means for an attempt which needs it."""
 
     def __init__(self, failure: AttemptFailure, engine: str) -> None:
-        super().__init__(failure.message, engine=engine)
+        remedy = "Look at that server: whether it is up, what it serves, what its log says."
+        super().__init__(failure.message, remedy=remedy, engine=engine)
         self.failure = failure
 
 
@@ -100,7 +101,7 @@ class OpenAIClient(abc.ABC):
         self.name = name
         check_options(config, options, name)
         headers, self._secrets = headers_of(config)
-        root, self.api = split_url(str(config.get("url", "")), below)
+        root, self.api = split_url(str(config.get("url") or ""), below, name)
         try:
             self.http = HttpClient(root, headers=headers, ca_file=str(config.get("ca_file") or ""))
         except (ValueError, OSError) as error:
@@ -177,7 +178,9 @@ class OpenAIClient(abc.ABC):
             return EngineHealth(state=EngineState.READY)
         detail = self.explained(error_of_body(answer.status, answer.body).message)
         if answer.status in (404, 405):
-            detail = f"there is no {self.api}/models below the pool's url: {detail}"
+            detail = (
+                f"there is no {self.api}/models below the pool's url ({detail}); end it in /v1 where its API is there"
+            )
         state = EngineState.LOADING if answer.status == 503 else EngineState.FAILED
         return EngineHealth(state=state, detail=detail)
 

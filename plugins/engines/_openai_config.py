@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -31,8 +32,16 @@ OPTIONS: Final[dict[str, str]] = {
 }
 
 
-def split_url(url: str, below: str) -> tuple[str, str]:
-    """The server's own address, and the path of its API there."""
+def split_url(url: str, below: str, name: str) -> tuple[str, str]:
+    """The server's own address, and the path of its API there.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not url:
+        msg = f"{name} starts no server of its own, and there is no url of one that runs"
+        remedy = "Say provisioning.mode: external, and its provisioning.url."
+        raise ConfigError(msg, field="url", remedy=remedy)
     url = url.rstrip("/")
     path = urlsplit(url).path
     if path.endswith("/v1"):
@@ -50,7 +59,9 @@ def check_options(config: Mapping[str, Any], options: Mapping[str, str], name: s
     """
     for key in config.get("options") or {}:
         if key not in options:
-            msg = f"provisioning.options.{key} is not known to {name}; it takes {', '.join(options)}"
+            near = difflib.get_close_matches(key, options, 1)
+            meant = f", did you mean {near[0]!r}?" if near else ";"
+            msg = f"provisioning.options.{key} is not known to {name}{meant} It takes {', '.join(options)}"
             raise ConfigError(msg, field=f"provisioning.options.{key}", got=key)
     takes: dict[str, tuple[type | tuple[type, ...], str]] = {
         "headers": (Mapping, "a mapping of names to values"),

@@ -127,7 +127,10 @@ class Vllm(OpenAIClient):
         Raises:
             UnavailableError: it does not answer, not as vLLM does, or has no such model.
         """
-        answer = await self.ask("GET", "/version", b"", QUICK_TIMEOUT_S)
+        answer = await self.exchange("GET", "/version", b"", QUICK_TIMEOUT_S)
+        if answer.status == 404:
+            msg = "the server tells no /version as vLLM does"
+            raise UnavailableError(msg, remedy="The engine openai speaks to servers of other kinds.", engine=NAME)
         version = self._read(_decode_version, answer.body, "/version").version
         server = await self.learn()
         if self._features is None:

@@ -176,6 +176,17 @@ def test_fields_of_a_request_can_be_added_and_taken_away():
     run(test)
 
 
+def test_an_option_that_is_misspelt_is_told_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'served_model'"):
+        OpenAI({"url": "http://127.0.0.1:1", "options": {"sreved_model": "x"}})
+
+
+def test_a_pool_without_a_url_is_told_that_nothing_is_started():
+    with pytest.raises(ConfigError, match="starts no server") as caught:
+        OpenAI({"model": "x"})
+    assert "mode: external" in caught.value.what_to_do
+
+
 # --- which model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llama_orch.core.errors import InvalidParamsError
+from llama_orch.core.errors import InvalidParamsError, UnavailableError
 from llama_orch.plugins import ConfigError, EngineState, GenerateJob
 from llama_orch.plugins.engines import _hf_identity
 from llama_orch.plugins.engines.vllm import VLLM_OPTIONS, Vllm
@@ -139,6 +139,19 @@ def test_options_of_other_servers_are_not_taken(option):
     assert option not in VLLM_OPTIONS
     with pytest.raises(ConfigError, match=option):
         Vllm({"url": "http://127.0.0.1:1", "options": {option: "x"}})
+
+
+def test_a_server_that_is_no_vllm_is_told_with_the_engine_that_speaks_to_it():
+    async def test():
+        async with opened(StandIn()) as (engine, _):
+            with pytest.raises(UnavailableError) as caught:
+                await engine.properties()
+            assert "openai" in caught.value.what_to_do
+        async with opened(Flawed(version=(200, "not JSON"))) as (engine, _):
+            with pytest.raises(UnavailableError, match="no vLLM"):
+                await engine.properties()
+
+    run(test)
 
 
 # --- what it asks for
