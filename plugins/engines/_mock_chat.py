@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -115,8 +116,11 @@ def value_of(schema: Any, seed: int, root: Mapping[str, Any] | None = None, dept
     if kind == "boolean":
         return seed % 2 == 0
     if kind in ("integer", "number"):
-        low = int(schema.get("minimum", schema.get("exclusiveMinimum", 0)))
-        high = int(schema.get("maximum", low + 9))
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf) + 1)
+        high = schema.get("maximum", schema.get("exclusiveMaximum", math.inf) - 1)
+        if low == -math.inf:
+            low = 0 if high >= 0 else high - 9
+        low, high = math.ceil(low), math.floor(min(high, low + 9))
         return low + seed % (high - low + 1) if high > low else low
     if kind == "null":
         return None
