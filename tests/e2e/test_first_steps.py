@@ -91,6 +91,7 @@ def test_doctor_passes_its_self_test(home):
     assert done.status == exits.OK, done.out
     for name in ("preload", "decode", "cancel", "metrics", "log"):
         assert f"ok       {name}: " in done.out
+    assert "the task is cancelled, after" in done.out
     findings = home.json("doctor", "--no-self-test", "--set", "bind=127.0.0.1:0")["findings"]
     assert {finding["verdict"] for finding in findings} <= {"ok", "warning"}
 
