@@ -25,7 +25,7 @@ from ..resources.tasks import SUBMIT_ERRORS
 from ..waiting import wait_for_end
 from ..workloads import idempotency_key
 from .failures import failure_of_event
-from .messages_request import COUNTED, KNOWN, NAMES, WITHIN, CountRequest, MessagesRequest, asked
+from .messages_request import COUNTED, KNOWN, NAMES, WITHIN, Asked, CountRequest, MessagesRequest, asked
 from .parameters import IGNORED_HELP, STRICT_HELP, ignored_parameters, name_or_refuse
 from .spoken import spoken
 from .submission import named, streamed, submit
@@ -75,12 +75,15 @@ def failure_of(event: TaskEnded) -> OrchError:
     return failure_of_event(event)
 
 
-def _reasons(resource: Resource, model: str) -> bool:
-    """Whether the model is known to think before it speaks."""
+def _quieten(resource: Resource, wanted: Asked) -> None:
+    """Tell a model not to think that would do so by itself: who says nothing of thoughts does not ask for them."""
+    if wanted.thinking.wanted:
+        return
     services = resource.services
     with named(NAMES):
-        pools = services.journal.head.pools.serving(services.admission.group_of(model))
-    return any("reasoning" in pool.observed.abilities for pool in pools if pool.observed is not None)
+        pools = services.journal.head.pools.serving(services.admission.group_of(wanted.task.model_ref))
+    if any("reasoning" in pool.observed.abilities for pool in pools if pool.observed is not None):
+        wanted.task.reasoning_effort = "none"
 
 
 @resource("/v1/messages", tag="anthropic", shape="anthropic")
@@ -105,9 +108,10 @@ class MessagesResource(Resource):
     async def on_post(self, call: Call, body: MessagesRequest, raw: bytes) -> MessageBody | Answer:
         """Text, thoughts and tool calls, streaming (`stream: true`, as server-sent events) or not. What is not served is
         refused by name where it would change the answer, else named in `X-Ignored-Parameters`."""
-        wanted = asked(body, reasons=_reasons(self, body.model))
+        wanted = asked(body)
         ignored = ignored_parameters(raw, KNOWN, wanted.ignored, WITHIN)
         headers = name_or_refuse(call, ignored, strict=self.context.settings.api.strict_parameters)
+        _quieten(self, wanted)
         user = (body.metadata or {}).get("user_id")
         task = await submit(
             self,
@@ -155,9 +159,10 @@ class CountTokensResource(Resource):
     async def on_post(self, call: Call, body: CountRequest, raw: bytes) -> TokenCountBody | Answer:
         """Exact, by the tokenizer and the chat template of an engine that has the model loaded; 503 while there is none.
         Nothing is guessed, and nothing is queued."""
-        wanted = asked(body, reasons=_reasons(self, body.model))
+        wanted = asked(body)
         ignored = ignored_parameters(raw, COUNTED, wanted.ignored, WITHIN)
         headers = name_or_refuse(call, ignored, strict=self.context.settings.api.strict_parameters)
+        _quieten(self, wanted)
         if "images" in needs_of(wanted.task):
             msg = "messages: the tokens of pictures are not known before an engine has read them"
             raise InvalidParamsError(msg, field="messages", got="a picture", remedy="Count the text alone.")

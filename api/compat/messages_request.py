@@ -86,10 +86,9 @@ class Asked(Struct, frozen=True):
     ignored: list[str]
 
 
-def asked(body: CountRequest, *, reasons: bool) -> Asked:
+def asked(body: CountRequest) -> Asked:
     """The task behind a request.
 
-    :param reasons: the model thinks unless it is told not to, and nobody asked for its thoughts by saying nothing.
     :raises InvalidParamsError: it asks for what is not served, naming the parameter.
     """
     if body.mcp_servers:
@@ -115,7 +114,6 @@ def asked(body: CountRequest, *, reasons: bool) -> Asked:
     choice, parallel = _choice(body.tool_choice)
     config = body.output_config or {}
     thinking = _thinking(body.thinking, config, content.ignored)
-    effort = thinking.effort if thinking.wanted else "none" if reasons else ""
     fields: dict[str, Any] = {}
     if isinstance(body, MessagesRequest):
         fields = {"max_tokens": body.max_tokens, "stop": list(body.stop_sequences or ()), "grammar": body.grammar}
@@ -125,7 +123,7 @@ def asked(body: CountRequest, *, reasons: bool) -> Asked:
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=parallel if tools else None,
-        reasoning_effort=effort or None,  # type: ignore[arg-type]
+        reasoning_effort=thinking.effort or None,  # type: ignore[arg-type]
         json_schema=_schema(config.get("format")),
         **own_fields(body),
         **fields,

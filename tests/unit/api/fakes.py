@@ -93,6 +93,7 @@ class FakeServices:
         self.cancel = FakeCancel(self)
         self.streams = FakeStreams(self)
         self.tokens = FakeTokens(self)
+        self.responses = FakeResponses()
         self.gpus = FakeGpus()
         self.dispatcher = FakeDispatcher()
         self.explaining = FakeExplaining()
@@ -243,6 +244,16 @@ class FakeChanges:
         self._services._ask("reload", (pool_id, new_model_ref, rest))
         self._services.state(pool_id)
         return rest["handover"] or "new-first"
+
+
+class FakeResponses:
+    """No response is stored."""
+
+    async def get(self, task_id: str, caller: Caller) -> Any:
+        raise NotFoundError("this task is no stored response")
+
+    async def delete(self, task_id: str, caller: Caller, *, correlation: str) -> None:
+        raise NotFoundError("this task is no stored response")
 
 
 class FakeTokens:

@@ -101,23 +101,20 @@ def test_an_earlier_response_is_gone_on_from_without_its_instructions(
 
 
 @pytest.mark.parametrize(
-    "thinking, config, reasons, effort, wanted",
+    "thinking, config, effort, wanted",
     [
-        (None, None, False, None, False),
-        (None, None, True, "none", False),
-        ({"type": "disabled"}, None, True, "none", False),
-        ({"type": "adaptive"}, None, True, None, True),
-        ({"type": "adaptive"}, {"effort": "max"}, True, "xhigh", True),
-        ({"type": "enabled", "budget_tokens": 1024}, None, True, "low", True),
-        ({"type": "enabled", "budget_tokens": 8192}, None, True, "medium", True),
-        ({"type": "enabled", "budget_tokens": 32_000}, None, False, "high", True),
-        ({"type": "enabled", "budget_tokens": 32_000}, {"effort": "low"}, False, "low", True),
+        (None, None, None, False),
+        ({"type": "disabled"}, None, None, False),
+        ({"type": "adaptive"}, None, None, True),
+        ({"type": "adaptive"}, {"effort": "max"}, "xhigh", True),
+        ({"type": "enabled", "budget_tokens": 1024}, None, "low", True),
+        ({"type": "enabled", "budget_tokens": 8192}, None, "medium", True),
+        ({"type": "enabled", "budget_tokens": 32_000}, None, "high", True),
+        ({"type": "enabled", "budget_tokens": 32_000}, {"effort": "low"}, "low", True),
     ],
 )
-def test_a_model_thinks_as_much_as_it_is_asked_to(
-    thinking: Any, config: Any, reasons: bool, effort: str | None, wanted: bool
-) -> None:
-    understood = asked(request(thinking=thinking, output_config=config), reasons=reasons)
+def test_a_model_thinks_as_much_as_it_is_asked_to(thinking: Any, config: Any, effort: str | None, wanted: bool) -> None:
+    understood = asked(request(thinking=thinking, output_config=config))
     assert understood.task.reasoning_effort == effort
     assert understood.thinking.wanted is wanted
 
@@ -133,7 +130,7 @@ def test_a_model_thinks_as_much_as_it_is_asked_to(
     ],
 )
 def test_tools_and_their_choice_are_those_of_a_chat(given: Any, choice: Any, parallel: bool | None) -> None:
-    task = asked(request(tools=[TOOL], tool_choice=given), reasons=False).task
+    task = asked(request(tools=[TOOL], tool_choice=given)).task
     assert task.tools == [
         {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
     ]
@@ -143,14 +140,14 @@ def test_tools_and_their_choice_are_those_of_a_chat(given: Any, choice: Any, par
 
 def test_a_chosen_tool_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidParamsError) as caught:
-        asked(request(tools=[TOOL], tool_choice={"type": "tool", "name": "g"}), reasons=False)
+        asked(request(tools=[TOOL], tool_choice={"type": "tool", "name": "g"}))
     assert caught.value.field == "tool_choice"
 
 
 def test_our_own_parameters_are_taken_beside_theirs() -> None:
     own: dict[str, Any] = {"priority": 5, "deadline_ms": 9_000, "seed": -1, "recovery": "none", "top_k": 3}
     for task in (
-        asked(request(**own, stop_sequences=["a"]), reasons=False).task,
+        asked(request(**own, stop_sequences=["a"])).task,
         asked_response(response(**own), []).task,
     ):
         assert (task.priority, task.deadline_ms, task.seed, task.recovery, task.top_k) == (
@@ -174,8 +171,7 @@ def test_what_of_the_depth_has_no_effect_is_named() -> None:
             ],
             tools=[{**TOOL, "strict": True, **cached}],
             output_config={"effort": "low"},
-        ),
-        reasons=False,
+        )
     )
     assert set(understood.ignored) == {
         "cache_control",
