@@ -9,6 +9,7 @@ import pytest
 from llama_orch.core.devices import CAUSES, GpuReading, HostSample, MemoryReading
 from llama_orch.core.events.gpu import GpuObserved
 from llama_orch.core.events.pool import PoolReady
+from llama_orch.core.services.caller import Caller
 from llama_orch.core.settings import HostSettings, PoolSettings, Settings
 
 from ...support.stage import Stage, on_stage
@@ -202,14 +203,14 @@ def test_a_pools_health_has_its_own_devices_and_what_is_wrong_with_them() -> Non
 
 def test_capabilities_name_what_can_be_placed_on() -> None:
     with on_stage() as stage:
-        assert stage.services.capabilities.report()["devices"] == []
+        assert stage.services.capabilities.report(Caller())["devices"] == []
         send(stage, sample(gpu(), GpuReading(uuid="GPU-2", trouble="gpu-lost")))
-        assert stage.services.capabilities.report()["devices"] == [
+        assert stage.services.capabilities.report(Caller())["devices"] == [
             {"device": "cpu", "host": "local", "total_bytes": 64 * GIB},
             {"device": "GPU-1", "host": "local", "name": "RTX 3090", "total_bytes": 24 * GIB},
         ]
         send(stage, sample(gpu(), trouble="driver-gone"))
-        assert [d["device"] for d in stage.services.capabilities.report()["devices"]] == ["cpu"]
+        assert [d["device"] for d in stage.services.capabilities.report(Caller())["devices"]] == ["cpu"]
 
 
 def test_every_cause_has_words_and_advice() -> None:
