@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -406,3 +407,89 @@ def test_tokens_are_those_of_the_engine(live: LiveServer, urls: dict[str, str]) 
             ours.post("/apply-template", json={"model": "tiny", **chat}).json()["prompt"]
             == (theirs.post("/apply-template", json=chat).json()["prompt"])
         )
+
+
+# --- errors, retries, timeouts, leaving ----------------------------------------------------------------------------------
+
+
+def task_of(client: openai.OpenAI, live: LiveServer, task_id: str) -> dict[str, Any]:
+    """The task, once it has ended."""
+    return client.get(f"{live.url}/v1/tasks/{task_id}?wait=20000", cast_to=dict[str, Any])
+
+
+def test_what_does_not_fit_the_context_is_refused_with_the_numbers(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello " * 3000}])
+    assert caught.value.code == "CONTEXT_EXCEEDED"
+    assert "2048" in caught.value.message
+
+
+def test_a_schema_that_cannot_be_held_to_names_what_it_is(client: openai.OpenAI) -> None:
+    schema = {"type": "string", "pattern": "^a+$"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="tiny",
+            messages=CHAT,
+            response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        )
+    assert "pattern" in caught.value.message
+
+
+def test_closing_a_stream_stops_the_engine(client: openai.OpenAI, live: LiveServer) -> None:
+    stream = client.chat.completions.create(
+        model="tiny", messages=CHAT, stream=True, max_tokens=1900, extra_body={"grammar": "root ::= [a-z ]+"}
+    )
+    first = next(iter(stream))
+    stream.close()
+    info = task_of(client, live, first.id.removeprefix("chatcmpl-"))
+    assert info["state"] == "cancelled"
+    assert info["usage"]["completion_tokens"] < 1900
+    # The one slot is free again.
+    assert client.chat.completions.create(model="tiny", messages=CHAT, max_tokens=2).choices
+
+
+def test_who_hangs_up_while_waiting_stops_the_engine(client: openai.OpenAI, live: LiveServer) -> None:
+    key = "5e0a38b3-8d5c-4a6c-9f5e-1c7c35d0a001"
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.1).chat.completions.create(
+            model="tiny",
+            messages=CHAT,
+            max_tokens=1900,
+            extra_body={"grammar": "root ::= [a-z ]+", "task_id": key},
+        )
+    assert task_of(client, live, key)["state"] == "cancelled"
+
+
+def test_retries_of_an_impatient_client_make_one_run(client: openai.OpenAI, live: LiveServer) -> None:
+    raw = client.with_options(timeout=0.3, max_retries=20).chat.completions.with_raw_response.create(
+        model="tiny",
+        messages=CHAT,
+        max_tokens=700,
+        extra_headers={"Idempotency-Key": "impatient"},
+        extra_body={"grammar": "root ::= [a-z ]+", "cancel_on_disconnect": False},
+    )
+    said = raw.parse()
+    assert said.choices[0].finish_reason == "length"
+    assert said.usage is not None
+    assert said.usage.completion_tokens == 700
+    info = task_of(client, live, raw.headers["x-task-id"])
+    assert info["attempts"] == 1
+    assert info["text"] == said.choices[0].message.content
+
+
+def test_many_at_once_wait_for_the_one_slot_and_all_are_answered(live: LiveServer) -> None:
+    async def run() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client:
+            wanted: Any = {
+                "model": "tiny",
+                "messages": CHAT,
+                "max_tokens": 5,
+                "seed": 1,
+                "extra_body": {"kv_hint": "cold"},
+            }
+            said = await asyncio.gather(*(client.chat.completions.create(**wanted) for _ in range(20)))
+            return [one.choices[0].message.content for one in said]
+
+    found = asyncio.run(run())
+    assert len(found) == 20
+    assert len(set(found)) == 1
