@@ -14,6 +14,8 @@ from ._llama_wire import Abilities
 
 #: llama.cpp takes this seed for "any"
 _RANDOM_SEED: Final = 0xFFFF_FFFF
+#: of the native last frame, in a chat that may be stopped by a text
+STOP_FIELDS: Final = ("stop_type", "stopping_word")
 _WHOLE: Final = frozenset({"top_k"})
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal"})
 _encode = msgspec.json.Encoder().encode
@@ -70,6 +72,10 @@ def chat_body(job: GenerateJob, chat: ChatJob, abilities: Abilities, choice: int
         "max_tokens": job.max_tokens or -1,
         **_shared(job, choice),
     }
+    if job.stop:
+        # Which of them ended it stands in no field of OpenAI's; the native last frame comes along, cut to that.
+        body["verbose"] = True
+        body["response_fields"] = STOP_FIELDS
     if chat.reasoning_effort:
         body["reasoning_effort"] = chat.reasoning_effort
         if chat.reasoning_effort == "none":

@@ -56,12 +56,18 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens_details: _Details | None = None
 
 
+class _Native(msgspec.Struct, gc=False):
+    stop_type: str = ""
+    stopping_word: str = ""
+
+
 class _Frame(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     timings: Timings | None = None
     prompt_progress: Progress | None = None
     usage: _Usage | None = None
     error: WireError | None = None
+    native: _Native | None = msgspec.field(default=None, name="__verbose")
 
 
 _decode = msgspec.json.Decoder(_Frame).decode
@@ -82,6 +88,7 @@ class ChatStream:
         "_named",
         "_prompt_tokens",
         "_splitter",
+        "_stop_word",
         "_timings",
         "_top",
         "counted",
@@ -97,6 +104,7 @@ class ChatStream:
         self._channel = TEXT
         self._named: set[int] = set()
         self._finish = ""
+        self._stop_word = ""
         self._timings = Timings()
         self._prompt_tokens = 0
         #: tokens by the engine's count so far
@@ -142,6 +150,8 @@ class ChatStream:
             self.start = self._started(frame)
         if timings is not None:
             self._timings = timings
+        if frame.native is not None and frame.native.stop_type == "word":
+            self._stop_word = frame.native.stopping_word
         for choice in frame.choices:
             said = self._said(choice.delta)
             if self.failure is not None:
@@ -216,6 +226,7 @@ class ChatStream:
         details = usage.prompt_tokens_details if usage is not None else None
         self.end = AttemptEnd(
             finish_reason=_REASONS.get(self._finish, "stop"),
+            stop_sequence=self._stop_word,
             prompt_tokens=max(usage.prompt_tokens, 0) if usage is not None else self._prompt_tokens,
             cached_tokens=max(details.cached_tokens if details is not None else timings.cache_n, 0),
             prefill_us=micros(timings.prompt_ms),

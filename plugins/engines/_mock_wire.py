@@ -228,6 +228,7 @@ class ChatAnswer(Answer):
     def __init__(self, wire: Wire, ctx: int, asked: Mapping[str, Any]) -> None:
         super().__init__(wire, ctx)
         self._top = int(asked.get("top_logprobs") or 0) if asked.get("logprobs") else -1
+        self._verbose = bool(asked.get("verbose"))
 
     def opening(self, progress: Mapping[str, int]) -> bytes:
         return self._frame({"role": "assistant", "content": None}, prompt_progress=progress)
@@ -258,7 +259,10 @@ class ChatAnswer(Answer):
             "prompt_tokens_details": {"cached_tokens": run.cached_tokens},
         }
         last = {"choices": [], "usage": usage, "timings": self.timings(run), "object": "chat.completion.chunk"}
-        return [self._frame({}, finish_reason=run.ends[-1].finish_reason), _encode(last), b"[DONE]"]
+        speech, more = run.ends[-1], {}
+        if self._verbose:
+            more["__verbose"] = {"stop_type": speech.stop_type, "stopping_word": speech.stop_word}
+        return [self._frame({}, finish_reason=speech.finish_reason, **more), _encode(last), b"[DONE]"]
 
     @staticmethod
     def _frame(

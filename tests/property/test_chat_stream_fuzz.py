@@ -149,6 +149,14 @@ def test_what_breaks_a_chat_is_named(frames, kind):
     assert failure.kind == kind
 
 
+def test_the_text_that_stopped_it_is_told():
+    usage = {"completion_tokens": 0, "prompt_tokens": 9}
+    for native, word in (({"stop_type": "word", "stopping_word": "x"}, "x"), ({"stop_type": "eos"}, "")):
+        _, _, end, _ = heard([START, chunk({}, finish_reason="stop", __verbose=native), data(choices=[], usage=usage)])
+        assert end is not None
+        assert end.stop_sequence == word
+
+
 def test_after_the_end_nothing_is_said():
     usage = {"completion_tokens": 1, "prompt_tokens": 9}
     ended = [START, chunk({"content": "a"}, finish_reason="stop"), data(choices=[], usage=usage)]

@@ -107,6 +107,20 @@ class ChatContract(Suite):
 
         self.run(test())
 
+    def test_a_stop_string_ends_a_chat_before_it(self, engine: OpenEngine) -> None:
+        async def test() -> None:
+            async with engine() as it:
+                if "chat" not in await self.claims(it):
+                    return  # it was refused above
+                stop = (self.stop_text, "\0never\0")
+                end, sink = await self.said(it, self.chat_job(self.prompt(200), max_tokens=200, stop=stop))
+                assert end.finish_reason == "stop"
+                assert end.stop_sequence in ("", self.stop_text)
+                assert self.stop_text not in sink.channels.get((0, TEXT), "")
+                assert end.tokens == sink.tokens
+
+        self.run(test())
+
     def test_a_cancelled_chat_frees_its_slot(self, engine: OpenEngine) -> None:
         async def test() -> None:
             async with engine() as it:

@@ -70,6 +70,16 @@ class TestLlamaCpp(EngineContract):
     def engine(self, servers):
         return servers(self.variant)
 
+    def test_the_text_that_stopped_it_is_told(self, engine):
+        async def test():
+            async with engine() as it:
+                stop = ("never said", self.stop_text)
+                for job in (self.job("a b", stop=stop), self.chat_job("a b", stop=stop)):
+                    end, _ = await self.said(it, msgspec.structs.replace(job, max_tokens=300))
+                    assert (end.finish_reason, end.stop_sequence) == ("stop", self.stop_text)
+
+        self.run(test())
+
 
 class TestLlamaCppThatSaysBytes(TestLlamaCpp):
     """The same with a model that says single bytes, of which hardly any make a character."""
