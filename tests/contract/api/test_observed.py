@@ -72,6 +72,9 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
     waiting = submit(http, "x").json()["task_id"]
     assert submit(http, "x").status_code == 429
     assert http.post("/v1/tasks", json={"model_ref": "no", "prompt": "x"}).status_code == 404
+    assert http.put("/v1/budgets/key/local", json={"tokens": 0}).status_code == 200
+    assert submit(http, "x").status_code == 402
+    assert http.delete("/v1/budgets/key/local").status_code == 204
     with http.stream("GET", f"/v1/tasks/{running}/stream?metrics=1") as answer:
         reading = answer.iter_bytes()
         next(reading)
