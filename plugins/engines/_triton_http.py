@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -76,7 +77,7 @@ class HttpTransport:
     def __init__(self, url: str, model: str, version: str, headers: Mapping[str, str]) -> None:
         self._http = HttpClient(url, headers=headers)
         self.host = self._http.host
-        self._path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+        self._path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
 
     async def health(self) -> EngineHealth:
         """Whether the model is ready; the server as a whole is not of interest."""

@@ -56,7 +56,7 @@ def test_every_ignored_lint_rule_has_its_reason(root: Path):
     assert [line for line in ignores if not re.fullmatch(r'  "[A-Z]+[0-9]*", +# \S.*', line)] == []
 
 
-@pytest.mark.parametrize("name", ["runtime.txt", "build.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["runtime.txt", "build.txt", "dev.txt", "triton.txt"])
 def test_every_pinned_requirement_has_a_version_and_hashes_and_no_address(root: Path, name: str):
     text = (root / "requirements" / name).read_text("utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip()]
