@@ -33,6 +33,8 @@ class Client:
     :param timeout_s: longest silence within a call, seconds.
     :param retries: how often a call that may be repeated is sent again after a broken connection, 429 or 503.
     :param stream_retries: how often in a row a broken stream is taken up again; ``None`` = for ever.
+    :param silence_s: how long a stream may be without a byte before its connection counts as dead; a server says something
+        every ``streams.heartbeat_ms`` (15 s).
     :param ca_file: whom to trust for https; default: ``LLORCH_CA_FILE``, what a server of this machine says, or the system.
     :param client_cert: files of a certificate and its key, for servers that ask for one.
     :param transport: how requests travel, instead of by network.
@@ -49,6 +51,7 @@ class Client:
         timeout_s: float = 30.0,
         retries: int = 3,
         stream_retries: int | None = 10,
+        silence_s: float = STREAM_SILENCE_S,
         ca_file: str | Path | None = None,
         client_cert: tuple[str, str] | None = None,
         agent: str = AGENT,
@@ -60,7 +63,7 @@ class Client:
     ) -> None:
         self._target = target or target_of(url, token)
         self.timeout_s = timeout_s
-        self._retries, self._stream_retries = retries, stream_retries
+        self._retries, self._stream_retries, self._silence_s = retries, stream_retries, silence_s
         self._agent, self._sleep, self._rand, self._new_key = agent, sleep, rand, new_key
         self._http = httpx2.Client(
             verify=trust(self.url, ca_file or self._target.server.ca_file, client_cert),
@@ -287,7 +290,7 @@ class Client:
     def _open(self, call: Call[Any]) -> httpx2.Response:
         """The answer of a stream whose body has not been read. :raises ApiError: refused; :raises UnreachableError: no server."""
         try:
-            request = self._http.build_request(**self._request(call, STREAM_SILENCE_S))
+            request = self._http.build_request(**self._request(call, self._silence_s))
             response = self._http.send(request, stream=True)
             if response.status_code != 200:
                 error = api_error(response.status_code, response.read(), response.headers)
