@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from .. import GenerateJob
+from .. import ChatJob, GenerateJob
 from ._json_grammar import SchemaError, grammar_of
 
 _encode = msgspec.json.Encoder().encode
@@ -52,6 +52,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     template_kwargs: bool = False
     #: it never takes this seed as it is
     avoids_random_seed: bool = False
+    #: ``tool_choice`` may name a function; else that one alone is sent, and some has to be called
+    takes_named_tool: bool = True
     #: a bound beyond what the context has left is no error there
     clamps: bool = True
     #: sent with each stream
@@ -86,6 +88,7 @@ LLAMACPP: Final = Dialect(
     cold="cache_prompt",
     template_kwargs=True,
     avoids_random_seed=True,
+    takes_named_tool=False,
     # Its running count, since a chunk may stand for several tokens.
     constants={"timings_per_token": True},
 )
@@ -154,6 +157,8 @@ def chat_body(job: GenerateJob, dialect: Dialect, ask: Ask, *, max_tokens_field:
     if job.prefix:
         msg = "what was said cannot be continued in a chat that the server renders"
         raise RequestError(msg)
+    for message in chat.messages:
+        _check_media(message)
     body = _body(job, dialect, ask)
     body["messages"] = [dict(message) for message in chat.messages]
     if job.max_tokens:
@@ -164,9 +169,7 @@ def chat_body(job: GenerateJob, dialect: Dialect, ask: Ask, *, max_tokens_field:
     if job.json_schema is not None:
         _put_schema(body, dialect, job.json_schema)
     if chat.tools:
-        body["tools"] = [dict(tool) for tool in chat.tools]
-        if chat.tool_choice:
-            body["tool_choice"] = chat.tool_choice
+        body["tools"], body["tool_choice"] = _tools(chat, dialect)
         if chat.parallel_tool_calls is not None:
             body["parallel_tool_calls"] = chat.parallel_tool_calls
     kwargs = dict(chat.template_kwargs)
@@ -224,6 +227,30 @@ def _body(job: GenerateJob, dialect: Dialect, ask: Ask) -> dict[str, Any]:
         # Blocks of the cache are shared among requests of one salt: this one is nobody else's.
         body["cache_salt"] = ask.request_id
     return body
+
+
+def _check_media(message: Mapping[str, Any]) -> None:
+    """Pictures and other media come with the request: the server would fetch others, from wherever a client says."""
+    parts = message.get("content")
+    for part in parts if isinstance(parts, list) else ():
+        source = part.get(part.get("type"))
+        url = source.get("url") if isinstance(source, Mapping) else source
+        if str(part.get("type")).endswith("_url") and not str(url).startswith("data:"):
+            msg = "messages: pictures and other media are sent in data: URLs, and are fetched from nowhere"
+            raise RequestError(msg)
+
+
+def _tools(chat: ChatJob, dialect: Dialect) -> tuple[list[dict[str, Any]], str | Mapping[str, Any]]:
+    """The functions that may be called, and which of them has to be."""
+    tools, choice = [dict(tool) for tool in chat.tools], chat.tool_choice or "auto"
+    if isinstance(choice, str) or dialect.takes_named_tool:
+        return tools, choice
+    name = (choice.get("function") or {}).get("name")
+    named = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
+    if not named:
+        msg = f"tool_choice: it names no tool of this request: {name!r}"
+        raise RequestError(msg)
+    return named, "required"
 
 
 def _room(dialect: Dialect, ctx: int, prompt: str | Sequence[int]) -> int:

@@ -19,10 +19,12 @@ MAX_MESSAGE: Final = 2000
 #: how servers say that a prompt does not fit; by code or type where they have one, else by words
 _CONTEXT_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error", "CONTEXT_EXCEEDED"})
 _CONTEXT_WORDS: Final = re.compile(
-    r"maximum context length|context (?:length|size|window)|max_model_len|too large to process"
+    r"maximum context length|context (?:length|size|window)|max_model_len"
     r"|larger than the max(?:imum)? (?:context|batch)|longer than the (?:maximum )?(?:context|model)",
     re.IGNORECASE,
 )
+#: llama.cpp of an input that has to be read at once; it calls that its own mistake, with 500
+_TOO_LARGE: Final = "is too large to process"
 _BUSY: Final = frozenset({408, 425, 429, 503})
 
 
@@ -257,7 +259,8 @@ def failure_of(status: int, error: WireError) -> AttemptFailure:
     message = error.message or f"HTTP {status}"
     if status in _BUSY:
         return AttemptFailure(kind="refused", message=message)
-    if not _CONTEXT_CODES.isdisjoint((error.code, error.type)) or (400 <= status < 500 and _words_say(message)):
+    in_words = _TOO_LARGE in message or (400 <= status < 500 and _CONTEXT_WORDS.search(message) is not None)
+    if in_words or not _CONTEXT_CODES.isdisjoint((error.code, error.type)):
         return AttemptFailure(kind="context", message=message, retriable=False)
     if 300 <= status < 500 or status == 501:
         return AttemptFailure(kind="invalid", message=message, retriable=False)
@@ -295,7 +298,3 @@ def error_of_body(status: int, body: bytes) -> WireError:
     if told.message is not None:
         return wire_error(msgspec.structs.asdict(told), otherwise=f"HTTP {status}")
     return WireError(message=f"HTTP {status}" if told.detail is None else str(told.detail)[:MAX_MESSAGE])
-
-
-def _words_say(message: str) -> bool:
-    return _CONTEXT_WORDS.search(message) is not None

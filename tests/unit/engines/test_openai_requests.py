@@ -111,3 +111,58 @@ def test_a_server_that_does_not_know_seeds_is_sent_none():
         assert "seed" not in body
 
     run(test)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "vllm", "llamacpp"])
+def test_a_function_that_has_to_be_called_is_named_or_sent_alone(dialect):
+    async def test():
+        tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in "fg"]
+        choice = {"type": "function", "function": {"name": "g"}}
+        chat = ChatJob(messages=MESSAGES, tools=tools, tool_choice=choice)
+        _, (_, body) = await asked(changed(CHAT, chat=chat), dialect=dialect)
+        alone = dialect == "llamacpp"
+        assert body["tools"] == (tools[1:] if alone else tools)
+        assert body["tool_choice"] == ("required" if alone else choice)
+
+    run(test)
+
+
+def test_a_function_that_is_none_of_the_request_cannot_be_named():
+    async def test():
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        choice = {"type": "function", "function": {"name": "g"}}
+        chat = ChatJob(messages=MESSAGES, tools=[tool], tool_choice=choice)
+        async with opened(dialect="llamacpp") as (engine, server):
+            result, *_ = await outcome(engine, changed(CHAT, chat=chat))
+            assert (result.kind, result.retriable) == ("invalid", False)
+            assert "tool_choice" in result.message
+            assert server.asked == []
+
+    run(test)
+
+
+@pytest.mark.parametrize("part", ["http://127.0.0.1:8080/v1/keys", {"url": "file:///etc/passwd"}, {}, None])
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+def test_a_picture_that_the_server_would_have_to_fetch_is_refused(kind, part):
+    async def test():
+        chat = ChatJob(messages=[{"role": "user", "content": [{"type": kind, kind: part}]}])
+        async with opened(features=["images"]) as (engine, server):
+            result, *_ = await outcome(engine, changed(CHAT, chat=chat))
+            assert (result.kind, result.retriable) == ("invalid", False)
+            assert "data:" in result.message
+            assert server.asked == []
+
+    run(test)
+
+
+def test_a_picture_that_comes_with_the_request_is_sent_as_it_is():
+    async def test():
+        parts = [
+            {"type": "text", "text": "what?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        ]
+        chat = ChatJob(messages=[{"role": "user", "content": parts}])
+        _, (_, body) = await asked(changed(CHAT, chat=chat), features=["images"])
+        assert body["messages"][0]["content"] == parts
+
+    run(test)

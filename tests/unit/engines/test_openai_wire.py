@@ -40,6 +40,7 @@ def failure(status, body):
         (429, {"error": {"message": "Rate limit reached", "type": "tokens"}}, "refused", "Rate limit"),
         (503, {"error": {"message": "Loading model", "code": 503}}, "refused", "Loading"),
         (500, {"object": "error", "message": "boom", "type": "x", "code": 500}, "server-error", "boom"),
+        (500, {"error": {"message": "input (9 tokens) is too large to process.", "code": 500}}, "context", "9"),
         (500, b"\xff\xfe", "server-error", "HTTP 500"),
         (502, b"<html>bad gateway</html>", "server-error", "bad gateway"),
         (500, {"error": None}, "server-error", "HTTP 500"),
