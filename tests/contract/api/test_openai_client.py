@@ -336,8 +336,8 @@ def test_a_full_queue_is_waited_for_as_the_server_says(client: openai.OpenAI, li
 
 
 def test_what_a_retry_cannot_mend_is_not_retried(client: openai.OpenAI) -> None:
-    seen = []
-    http = httpx.Client(event_hooks={"request": [seen.append]})
+    seen: list[object] = []
+    http = openai.DefaultHttpxClient(event_hooks={"request": [seen.append]})
     with openai.OpenAI(base_url=str(client.base_url), api_key="x", max_retries=3, http_client=http) as counting:
         with pytest.raises(openai.BadRequestError):
             counting.chat.completions.create(model="mock", messages=CHAT, n=99)

@@ -425,7 +425,7 @@ def test_what_does_not_fit_the_context_is_refused_with_the_numbers(client: opena
 
 
 def test_a_schema_that_cannot_be_held_to_names_what_it_is(client: openai.OpenAI) -> None:
-    schema = {"type": "string", "pattern": "^a+$"}
+    schema: Any = {"type": "string", "pattern": "^a+$"}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model="tiny",
