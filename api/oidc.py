@@ -41,8 +41,8 @@ Fetch = Callable[[str], Mapping[str, Any]]
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_given: Any) -> None:
-        return None
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+        """Nothing is asked instead."""
 
 
 def fetcher(ca_file: str = "") -> Fetch:

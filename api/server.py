@@ -110,7 +110,7 @@ def listening_socket(bind: str) -> socket.socket:
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The base URL that a listening socket answers at; one that listens on every address is asked on this machine's own."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is replaced
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))  # noqa: S104 - it is replaced
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

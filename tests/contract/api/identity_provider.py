@@ -11,6 +11,7 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 AUDIENCE = "llama-orch"
 
@@ -37,7 +38,7 @@ class IdentityProvider:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_given: object) -> None:
+            def log_message(self, format: str, *_args: object) -> None:
                 """It says nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -65,9 +66,7 @@ class IdentityProvider:
 
     def _public(self, kid: str) -> dict[str, Any]:
         key = self.keys[kid].public_key()
-        algorithm = (
-            jwt.algorithms.ECAlgorithm if isinstance(key, ec.EllipticCurvePublicKey) else jwt.algorithms.RSAAlgorithm
-        )
+        algorithm: Any = ECAlgorithm if isinstance(key, ec.EllipticCurvePublicKey) else RSAAlgorithm
         found: dict[str, Any] = algorithm.to_jwk(key, as_dict=True)
         return found | {"kid": kid, "use": "sig"}
 

@@ -16,6 +16,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 
 from llama_orch.api.oidc import OidcProvider, fetcher
 from llama_orch.core.auth_settings import AuthSettings, OidcSettings
@@ -95,7 +96,7 @@ def signed_by_another(provider: IdentityProvider) -> str:
 def bringing_its_own_key(provider: IdentityProvider) -> str:
     claims = jwt.decode(provider.token(), options={"verify_signature": False})
     own = rsa.generate_private_key(65537, 2048)
-    jwk = jwt.algorithms.RSAAlgorithm.to_jwk(own.public_key(), as_dict=True)
+    jwk = RSAAlgorithm.to_jwk(own.public_key(), as_dict=True)
     return jwt.encode(claims, own, algorithm="RS256", headers={"kid": "one", "jwk": jwk, "jku": "http://127.0.0.1:1/"})
 
 
