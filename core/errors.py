@@ -28,6 +28,7 @@
         DecodeTimeoutError             DECODE_TIMEOUT
         WorkerResetError               WORKER_RESET
         InterruptedTaskError           INTERRUPTED
+        BudgetExhaustedError      402  BUDGET_EXHAUSTED
         TaskCancelledError        409  CANCELLED
         InternalError             500  INTERNAL
       JournalError                      inside the journal; services turn them into UnavailableError

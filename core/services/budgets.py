@@ -123,10 +123,10 @@ class BudgetService:
     def _accounts(self, owner: str, session_id: str | None, now_ns: int) -> list[Account]:
         """All that a task is counted on, defaults included; what is due is made to happen first."""
         budgets = self._journal.head.budgets
-        events: list[object] = list(self._defaults_for(owner, now_ns))
         accounts = budgets.counted(owner, session_id or "")
-        named = {event.account for event in events if isinstance(event, BudgetSet | BudgetRemoved)}
-        events += due([a for a in accounts if a.declared.account not in named], now_ns)
+        defaults = list(self._defaults_for(owner, now_ns))
+        # A window begins anew before its caps change, so that what was spent in it does not go along.
+        events = [*due(accounts, now_ns), *defaults]
         if events:
             self._journal.append(events, actor="server", correlation="")
             accounts = budgets.counted(owner, session_id or "")

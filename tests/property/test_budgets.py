@@ -316,5 +316,5 @@ class Money(RuleBasedStateMachine):
             self.stage.end()
 
 
-Money.TestCase.settings = search(100, steps=40)
+Money.TestCase.settings = search(70, steps=40)
 TestMoney = Money.TestCase

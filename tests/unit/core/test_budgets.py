@@ -229,7 +229,9 @@ def test_an_embedding_is_charged_for_all_its_inputs() -> None:
         assert held(stage).tokens >= 40 * 64
         attempt = stage.attempt(task_id)
         with attempt._on_loop() as sink:
-            sink.ended(AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4])))
+            sink.ended(
+                AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4]))
+            )
         stage.settle()
         assert stage.ended(task_id).charge == Amount(tokens=9_000, cost_pico=9_000 * 1_000_000)
         assert held(stage) == Amount()
@@ -243,7 +245,9 @@ def test_a_count_that_comes_too_late_is_charged_as_far_as_it_can_be_paid() -> No
         reserved = held(stage).tokens
         attempt = stage.attempt(task_id)
         with attempt._on_loop() as sink:
-            sink.ended(AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4])))
+            sink.ended(
+                AttemptEnd(finish_reason="stop", prompt_tokens=9_000, result=EmbeddingResult(vectors=[b"\0" * 4]))
+            )
         stage.settle()
         assert spent(stage).tokens == reserved
 
@@ -493,6 +497,23 @@ def test_keys_follow_the_configured_default_until_they_have_their_own() -> None:
         stage.run(stage.services.budgets.remove("key", "bob", None, LOCAL))
         finish(stage, stage.submit(owner="bob").task_id)
         assert stage.journal.head.budgets.accounts["key/bob/none"].declared.tokens == 60
+
+
+def test_a_default_that_changes_over_night_does_not_carry_yesterday_along() -> None:
+    with on_stage(settings=priced({"p": 1}, keys=[BudgetCapSettings(window="day", tokens=6)])) as stage:
+        finish(stage, stage.submit().task_id)
+        stage.crash()
+        stage.settings = priced({"p": 1}, keys=[BudgetCapSettings(window="day", tokens=7)])
+        stage.clock.advance_ms(DAY_MS)
+        stage.start()
+        finish(stage, stage.submit().task_id)
+        assert spent(stage, "key/local/day").tokens == 6
+        stage.crash()
+        stage.settings = priced({"p": 1})
+        stage.clock.advance_ms(DAY_MS)
+        stage.start()
+        finish(stage, stage.submit().task_id)
+        assert not stage.journal.head.budgets.accounts
 
 
 def test_budgets_are_for_those_that_exist() -> None:
