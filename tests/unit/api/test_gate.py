@@ -113,3 +113,16 @@ def test_no_answer_allows_other_origins_to_read(ask: Callable[..., Answer]) -> N
 def test_any_bearer_is_accepted(ask: Callable[..., Answer], services: FakeServices) -> None:
     answer = ask("GET", "/v1/tasks", headers={"Authorization": "Bearer whatever"})
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5:8080", "10.0.0.1", "[2001:db8::1]:443"])
+def test_where_others_reach_the_server_an_address_is_no_name_that_can_be_rebound(host: str) -> None:
+    Gate(addresses=True).check([(b"host", host.encode())])
+    with pytest.raises(ForbiddenError):
+        Gate().check([(b"host", host.encode())])
+
+
+@pytest.mark.parametrize("host", ["evil.example", "192.168.1.5.evil.example", "1.2.3.4.5", "0x7f000001.example", ""])
+def test_names_have_to_be_configured_there_too(host: str) -> None:
+    with pytest.raises(ForbiddenError):
+        Gate(addresses=True).check([(b"host", host.encode())])

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from llama_orch.api.server import allow_open_files, loopback_socket, parse_bind, url_of
+from llama_orch.api.server import allow_open_files, listening_socket, loopback_socket, parse_bind, reaches_out, url_of
 from llama_orch.core.errors import ConfigError
 
 
@@ -85,3 +85,12 @@ def test_urls_have_brackets_around_ipv6() -> None:
     if socket.has_ipv6:
         with loopback_socket("[::1]:0") as listener:
             assert url_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("bind, host", [("0.0.0.0:0", "127.0.0.1"), ("127.0.0.1:0", "127.0.0.1")])
+def test_an_address_for_everybody_is_told_as_one_that_this_machine_can_ask(bind: str, host: str) -> None:
+    with listening_socket(bind) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(listener) == f"http://{host}:{port}"
+        assert url_of(listener, "https") == f"https://{host}:{port}"
+        assert reaches_out(listener) == (bind != "127.0.0.1:0")
