@@ -59,6 +59,7 @@ class World:
     refusal: ApiError | None = None
     #: whatever else a feature's steps remember
     notes: dict[str, Any] = field(default_factory=dict)
+    clients: list[Client] = field(default_factory=list)
 
     @property
     def server(self) -> Server:
@@ -72,8 +73,7 @@ class World:
         self._server = server
         self.client = self.client_of(server)
 
-    @staticmethod
-    def client_of(server: Server, token: str = "") -> Client:
+    def client_of(self, server: Server, token: str = "") -> Client:
         """A client that finds its server again after a restart; without a key it is the machine's own user."""
 
         def find() -> Place:
@@ -83,7 +83,8 @@ class World:
         first = server_file.read(server.home.data_dir)
         assert first is not None, "the server runs"
         target = Target(Place(first.url, token or first.token or "local"), find)
-        return Client(target=target, retries=0, stream_retries=None)
+        self.clients.append(Client(target=target, retries=0, stream_retries=None))
+        return self.clients[-1]
 
     def submit(self, name: str, prompt: str, *, key: str | None = None, **fields: Any) -> None:
         """Submit a task under a name; a refusal is kept."""
@@ -151,6 +152,8 @@ def world(servers: Callable[..., Server]) -> Iterator[World]:
             handle.cancel()
         except LlamaOrchError:
             continue
+    for client in made.clients:
+        client.close()
 
 
 # --- given -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ Feature: Mixed GPUs
   is the real server.
 
   Background:
-    Given a server with a pool of 1 slot on an RTX 3090 and one on an RTX 3060, half as fast
+    Given a server with a pool of 1 slot on an RTX 3090 and one on a slower RTX 3060
 
   Scenario: Both cards are seen as they are
     Then the server tells of an RTX 3090 with 24 GiB and an RTX 3060 with 12 GiB

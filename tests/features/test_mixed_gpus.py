@@ -34,15 +34,15 @@ def server(servers: Callable[..., Server], driver: FakeDriver) -> Iterator[Serve
     driver.set(RTX_3090, RTX_3060)
     options: dict[str, Any] = {"ctx": 4096}
     pools = [
-        pool(1, id="big", devices=RTX_3090.uuid, provisioning={"options": {"script": {"rate": 200}}}, **options),
-        pool(1, id="small", devices=RTX_3060.uuid, provisioning={"options": {"script": {"rate": 100}}}, **options),
+        pool(1, id="big", devices=RTX_3090.uuid, provisioning={"options": {"script": {"rate": 400}}}, **options),
+        pool(1, id="small", devices=RTX_3060.uuid, provisioning={"options": {"script": {"rate": 20}}}, **options),
     ]
     found = servers({"pools": pools, "manager": {"sample_ms": 100}}, environ=driver.env)
     yield found
     found.post("/v1/pools/big/undrain", {})
 
 
-@given("a server with a pool of 1 slot on an RTX 3090 and one on an RTX 3060, half as fast")
+@given("a server with a pool of 1 slot on an RTX 3090 and one on a slower RTX 3060")
 def a_workstation(world: World, server: Server) -> None:
     world.use(server)
 
