@@ -56,7 +56,7 @@ def require_sound(request: TaskRequest) -> None:
         raise InvalidParamsError(msg, field="json_schema", got="both", expected="one of them")
     for name in ("json_schema", "chat_template_kwargs"):
         if getattr(request, name) is not None:
-            _require_plain(getattr(request, name), name)
+            require_plain(getattr(request, name), name)
     for token in request.logit_bias or ():
         if not (token.isascii() and token.isdigit() and len(token) <= 10):
             msg = f"logit_bias: got {token[:40]!r}, expected token ids as keys"
@@ -88,7 +88,7 @@ def _require_text_of_workload(request: TaskRequest) -> None:
 def _require_tools(request: TaskRequest) -> None:
     names = set()
     for at, tool in enumerate(request.tools or ()):
-        _require_plain(tool, f"tools.{at}")
+        require_plain(tool, f"tools.{at}")
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             kind = tool.get("type")
@@ -121,7 +121,7 @@ def _require_choice(choice: str | dict[str, Any] | None, names: set[str]) -> Non
     expected = "auto, none, required, or one of the functions of tools"
     wanted: Any = choice
     if isinstance(choice, dict):
-        _require_plain(choice, "tool_choice")
+        require_plain(choice, "tool_choice")
         function = choice.get("function")
         wanted = function.get("name") if choice.get("type") == "function" and isinstance(function, dict) else None
         if isinstance(wanted, str) and wanted in names:
@@ -138,7 +138,7 @@ def _require_choice(choice: str | dict[str, Any] | None, names: set[str]) -> Non
 def _require_message(message: ChatMessage, where: str) -> None:
     """:raises InvalidParamsError: the message says nothing, or has parts or tool calls that are none."""
     for at, call in enumerate(message.tool_calls or ()):
-        _require_plain(call, f"{where}.tool_calls.{at}")
+        require_plain(call, f"{where}.tool_calls.{at}")
         function = call.get("function")
         sound = isinstance(function, dict) and isinstance(function.get("name"), str)
         if not sound or not isinstance(function.get("arguments", ""), str):  # type: ignore[union-attr]
@@ -157,7 +157,7 @@ def _require_message(message: ChatMessage, where: str) -> None:
     if isinstance(content, str):
         return
     for at, part in enumerate(content):
-        _require_plain(part, f"{where}.content.{at}")
+        require_plain(part, f"{where}.content.{at}")
         _require_part(part, f"{where}.content.{at}")
 
 
@@ -183,7 +183,7 @@ def _require_part(part: dict[str, Any], where: str) -> None:
             )
 
 
-def _require_plain(value: Any, field: str) -> None:
+def require_plain(value: Any, field: str) -> None:
     """:raises InvalidParamsError: a free-form value holds numbers that are not finite, or is nested too deeply."""
     pending = [(value, 0)]
     while pending:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ...core.errors import InvalidParamsError
 from ...core.types import ChatMessage
+from .own_parameters import word
 from .sampling_request import refused
 
 #: keys of blocks that have an effect, by type
@@ -43,14 +44,14 @@ class Content:
         out: list[ChatMessage] = []
         for at, message in enumerate(given):
             where = f"messages.{at}"
-            role = message.get("role")
+            role = word(message.get("role"))
             if role not in _TAKEN_BY:
-                msg = f"{where}.role: got {str(role)[:40]!r}, expected user or assistant"
-                raise InvalidParamsError(msg, field=f"{where}.role", got=str(role)[:40], expected="user or assistant")
+                msg = f"{where}.role: got {role!r}, expected user or assistant"
+                raise InvalidParamsError(msg, field=f"{where}.role", got=role, expected="user or assistant")
             self._note(message, frozenset({"role", "content"}), "messages")
             content = message.get("content")
             if isinstance(content, str):
-                out.append(ChatMessage(role=role, content=content))
+                out.append(ChatMessage(role=role, content=content))  # type: ignore[arg-type]
             elif not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
                 msg = f"{where}.content: expected text or a list of blocks"
                 raise InvalidParamsError(msg, field=f"{where}.content", got=type(content).__name__, expected="text")
@@ -133,7 +134,7 @@ class Content:
         if block.get("type") == "text":
             return {"type": "text", "text": _str(block, "text", where)}
         source = block.get("source")
-        kind = source.get("type") if isinstance(source, dict) else None
+        kind = word(source.get("type") if isinstance(source, dict) else None)
         url = None
         if isinstance(source, dict) and kind == "base64":
             url = (
@@ -142,25 +143,23 @@ class Content:
         elif isinstance(source, dict) and kind == "url":
             url = _str(source, "url", f"{where}.source")
         if url is None or not url.startswith("data:"):
-            shown = kind if isinstance(kind, str) else None
             raise refused(
                 f"{where}.source",
-                shown,
-                f"got a picture from {shown!r}, and engines fetch nothing",
+                kind,
+                f"got a picture from {kind!r}, and engines fetch nothing",
                 'Send its bytes: {"type": "base64", "media_type": "image/png", "data": "..."}.',
             )
         return {"type": "image_url", "image_url": {"url": url}}
 
     def _kind(self, block: dict[str, Any], where: str, role: str) -> str:
         """The type of a block. :raises InvalidParamsError: it is not served in a message of this role."""
-        kind = block.get("type")
+        kind = word(block.get("type"))
         if kind not in _TAKEN_BY[role]:
-            shown = kind[:64] if isinstance(kind, str) else None
-            raise _unserved(where, shown, f"in what the {role} says")
-        known = _KEYS.get(str(kind))
+            raise _unserved(where, kind, f"in what the {role} says")
+        known = _KEYS.get(kind)
         if known is not None:
             self._note(block, known, "system" if where.startswith("system") else "messages")
-        return str(kind)
+        return kind
 
     def _note(self, block: dict[str, Any], known: frozenset[str], prefix: str) -> None:
         for key, value in block.items():
@@ -202,5 +201,5 @@ def _compact(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _unserved(where: str, kind: str | None, place: str) -> InvalidParamsError:
+def _unserved(where: str, kind: str, place: str) -> InvalidParamsError:
     return refused(f"{where}.type", kind, f"got a block of type {kind!r}, which is not served {place}", _TEXT_ALONE)

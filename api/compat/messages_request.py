@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
@@ -10,7 +10,7 @@ from ...core.errors import InvalidParamsError
 from ...core.types import TaskRequest
 from ..workloads import require_sound
 from .messages_content import Content, with_system
-from .own_parameters import OwnParameters, own_fields
+from .own_parameters import OwnParameters, own_fields, word
 from .parameters import fields_of
 from .sampling_request import Tokens, refused
 
@@ -134,8 +134,8 @@ def asked(body: CountRequest) -> Asked:
 
 def _tool(tool: _Object, at: int, ignored: list[str]) -> _Object:
     kind = tool.get("type")
-    if kind not in (None, "custom"):
-        shown = kind[:64] if isinstance(kind, str) else None
+    if kind is not None and word(kind) != "custom":
+        shown = word(kind)
         raise refused(
             f"tools.{at}.type",
             shown,
@@ -160,30 +160,30 @@ def _choice(choice: _Object | None) -> tuple[str | _Object | None, bool | None]:
     if choice is None:
         return None, None
     parallel = False if choice.get("disable_parallel_tool_use") is True else None
-    kind = choice.get("type")
+    kind = word(choice.get("type"))
     if kind == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}, parallel
     words = {"auto": "auto", "any": "required", "none": "none"}
     if kind not in words:
-        msg = f"tool_choice.type: got {str(kind)[:40]!r}, expected auto, any, tool or none"
-        raise InvalidParamsError(msg, field="tool_choice.type", got=str(kind)[:40], expected="auto, any, tool or none")
-    return words[str(kind)], parallel
+        msg = f"tool_choice.type: got {kind!r}, expected auto, any, tool or none"
+        raise InvalidParamsError(msg, field="tool_choice.type", got=kind, expected="auto, any, tool or none")
+    return words[kind], parallel
 
 
 def _thinking(given: _Object | None, config: _Object, ignored: list[str]) -> Thinking:
-    effort = config.get("effort")
+    effort = word(config["effort"]) if config.get("effort") is not None else None
     if effort is not None and effort not in _EFFORTS:
-        msg = f"output_config.effort: got {str(effort)[:40]!r}, expected one of {', '.join(_EFFORTS)}"
-        raise InvalidParamsError(msg, field="output_config.effort", got=str(effort)[:40])
-    kind: Literal["enabled", "adaptive", "disabled"] | Any = (given or {"type": "disabled"}).get("type")
+        msg = f"output_config.effort: got {effort!r}, expected one of {', '.join(_EFFORTS)}"
+        raise InvalidParamsError(msg, field="output_config.effort", got=effort)
+    kind = word(given.get("type")) if given is not None else "disabled"
     if given is None or kind == "disabled":
         if effort is not None:
             ignored.append("output_config.effort")
         return Thinking()
     if kind not in ("enabled", "adaptive"):
         expected = "enabled, adaptive or disabled"
-        msg = f"thinking.type: got {str(kind)[:40]!r}, expected {expected}"
-        raise InvalidParamsError(msg, field="thinking.type", got=str(kind)[:40], expected=expected)
+        msg = f"thinking.type: got {kind!r}, expected {expected}"
+        raise InvalidParamsError(msg, field="thinking.type", got=kind, expected=expected)
     level = _EFFORTS[effort] if effort is not None else ""
     if kind == "enabled":
         budget = given.get("budget_tokens")

@@ -57,6 +57,13 @@ _SAME: Final = (
 )
 
 
+def word(value: object) -> str:
+    """A value that shall be one of some words; what is no text is none of them, and told by what it is instead."""
+    if isinstance(value, str):
+        return value[:64]
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
 def own_fields(body: OwnParameters) -> dict[str, Any]:
     """The fields of a task that these parameters are."""
     fields: dict[str, Any] = {name: getattr(body, name) for name in _SAME}

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ...core.errors import InvalidParamsError
 from ...core.types import ChatMessage
+from .own_parameters import word
 from .sampling_request import refused
 
 _Object = dict[str, Any]
@@ -75,13 +76,12 @@ def messages_of(items: list[_Object], ignored: list[str], where: str = "input") 
     turn = Turn()
     for at, item in enumerate(items):
         place = f"{where}.{at}"
-        kind = item.get("type")
+        kind = word(item.get("type"))
         if kind not in _KEYS:
-            shown = kind[:64] if isinstance(kind, str) else None
             remedy = "Send messages, function_call, function_call_output and reasoning items."
-            raise refused(f"{place}.type", shown, f"got an item of type {shown!r}, which is not served", remedy)
+            raise refused(f"{place}.type", kind, f"got an item of type {kind!r}, which is not served", remedy)
         for key, value in item.items():
-            if key not in _KEYS[str(kind)] and value not in (None, "", [], {}):
+            if key not in _KEYS[kind] and value not in (None, "", [], {}):
                 ignored.append(f"{where}.{key}")
         if kind == "reasoning":
             turn.think(_thoughts(item, place))
@@ -93,10 +93,10 @@ def messages_of(items: list[_Object], ignored: list[str], where: str = "input") 
             said = _content(item.get("output"), f"{place}.output")
             out.append(ChatMessage(role="tool", content=said, tool_call_id=_str(item, "call_id", place)))
         else:
-            role = item.get("role")
+            role = word(item.get("role"))
             if role not in _ROLES:
-                msg = f"{place}.role: got {str(role)[:40]!r}, expected one of {', '.join(_ROLES)}"
-                raise InvalidParamsError(msg, field=f"{place}.role", got=str(role)[:40])
+                msg = f"{place}.role: got {role!r}, expected one of {', '.join(_ROLES)}"
+                raise InvalidParamsError(msg, field=f"{place}.role", got=role)
             content = _content(item.get("content"), f"{place}.content")
             if role == "assistant":
                 text = content if isinstance(content, str) else _no_pictures(f"{place}.content")
@@ -105,7 +105,7 @@ def messages_of(items: list[_Object], ignored: list[str], where: str = "input") 
                     turn.says(text)
             else:
                 out += turn.message()
-                out.append(ChatMessage(role=_ROLES[str(role)], content=content))  # type: ignore[arg-type]
+                out.append(ChatMessage(role=_ROLES[role], content=content))  # type: ignore[arg-type]
     return out + turn.message()
 
 
@@ -122,7 +122,7 @@ def _content(given: Any, where: str) -> str | list[_Object]:
 
 
 def _part(part: _Object, where: str) -> _Object:
-    kind = part.get("type")
+    kind = word(part.get("type"))
     if kind in _TEXT_PARTS:
         return {"type": "text", "text": _str(part, "text", where)}
     if kind == "refusal":
@@ -134,9 +134,8 @@ def _part(part: _Object, where: str) -> _Object:
             remedy = 'Send its bytes: {"type": "input_image", "image_url": "data:image/png;base64,..."}.'
             raise refused(f"{where}.image_url", shown, "engines fetch no pictures", remedy)
         return {"type": "image_url", "image_url": {"url": url}}
-    shown = kind[:64] if isinstance(kind, str) else None
     remedy = "Send its text; what engines here read beside text is pictures, where they can."
-    raise refused(f"{where}.type", shown, f"got a part of type {shown!r}, which is not served", remedy)
+    raise refused(f"{where}.type", kind, f"got a part of type {kind!r}, which is not served", remedy)
 
 
 def _thoughts(item: _Object, where: str) -> str:

@@ -9,9 +9,9 @@ from msgspec import Meta, Struct
 
 from ...core.errors import InvalidParamsError
 from ...core.types import ChatMessage, TaskRequest
-from ..workloads import require_sound
+from ..workloads import require_plain, require_sound
 from .messages_content import with_system
-from .own_parameters import OwnParameters, own_fields
+from .own_parameters import OwnParameters, own_fields, word
 from .parameters import fields_of
 from .responses_items import items_of, messages_of
 from .sampling_request import Tokens, refused
@@ -91,6 +91,9 @@ def asked(body: ResponsesRequest, earlier: list[ChatMessage]) -> AskedResponse:
     _require_served(body)
     ignored: list[str] = []
     items = items_of(body.input if body.input is not None else [])
+    # What is shown again later is journaled as it was sent.
+    for name, kept in (("input", items), ("tools", body.tools), ("text", body.text), ("tool_choice", body.tool_choice)):
+        require_plain(kept, name)
     messages = with_system(body.instructions or "", [*earlier, *messages_of(items, ignored)])
     if not messages:
         msg = "input is missing: a response answers something"
@@ -167,11 +170,10 @@ def _require_served(body: ResponsesRequest) -> None:
 
 
 def _tool(tool: _Object, at: int, ignored: list[str]) -> _Object:
-    kind = tool.get("type")
+    kind = word(tool.get("type"))
     if kind != "function":
-        shown = kind[:64] if isinstance(kind, str) else None
         remedy = "Describe it as a function, and call it in the client."
-        raise refused(f"tools.{at}.type", shown, f"got a tool of type {shown!r}, only functions are served", remedy)
+        raise refused(f"tools.{at}.type", kind, f"got a tool of type {kind!r}, only functions are served", remedy)
     known = ("type", "name", "description", "parameters", "strict")
     ignored += [f"tools.{key}" for key, value in tool.items() if key not in known and value is not None]
     if not isinstance(tool.get("name"), str) or not tool["name"]:
@@ -191,24 +193,25 @@ def _choice(choice: str | _Object | None) -> str | _Object | None:
     if not isinstance(choice, dict):
         return choice
     if choice.get("type") != "function":
-        shown = str(choice.get("type"))[:64]
+        shown = word(choice.get("type"))
         remedy = 'Send auto, none, required, or {"type": "function", "name": ...}.'
         raise refused("tool_choice.type", shown, f"got {shown!r}, which is not served", remedy)
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
 def _effort(reasoning: _Object | None) -> str | None:
-    effort = (reasoning or {}).get("effort")
-    if effort is None:
+    given = (reasoning or {}).get("effort")
+    if given is None:
         return None
+    effort = word(given)
     if effort not in _EFFORTS:
-        msg = f"reasoning.effort: got {str(effort)[:40]!r}, expected one of {', '.join(_EFFORTS)}"
-        raise InvalidParamsError(msg, field="reasoning.effort", got=str(effort)[:40])
-    return _EFFORTS[effort] or str(effort)
+        msg = f"reasoning.effort: got {effort!r}, expected one of {', '.join(_EFFORTS)}"
+        raise InvalidParamsError(msg, field="reasoning.effort", got=effort)
+    return _EFFORTS[effort] or effort
 
 
 def _schema(wanted: Any) -> _Object | None:
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    kind = word(wanted.get("type") if isinstance(wanted, dict) else wanted)
     if wanted is None or kind == "text":
         return None
     if kind == "json_object":
@@ -218,10 +221,10 @@ def _schema(wanted: Any) -> _Object | None:
         if isinstance(schema, dict):
             return schema
         raise refused("text.format.schema", None, "an object is expected", "Send the JSON schema there.")
-    near = difflib.get_close_matches(str(kind), _FORMATS, n=1)
+    near = difflib.get_close_matches(kind, _FORMATS, n=1)
     raise refused(
         "text.format.type",
-        kind if isinstance(kind, str) else None,
-        f"got {str(kind)[:40]!r}, expected text, json_object or json_schema",
+        kind,
+        f"got {kind!r}, expected text, json_object or json_schema",
         f"Did you mean {near[0]}?" if near else "Send one of the three.",
     )

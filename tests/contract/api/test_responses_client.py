@@ -38,6 +38,14 @@ def until(condition: Callable[[], object], what: str, seconds: float = 20) -> No
         time.sleep(0.005)
 
 
+def deep(levels: int) -> Any:
+    """Nested lists."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def test_a_response_has_text_usage_and_the_name_of_its_task(client: openai.OpenAI) -> None:
     answer = client.responses.with_raw_response.create(
         model="mock", input="say something", instructions="be brief", metadata={"a": "b"}, temperature=0.5
@@ -255,6 +263,8 @@ def test_calls_and_their_outputs_of_earlier_turns_are_taken_as_one_turn() -> Non
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"conversation": "conv_1"}, "conversation"),
+        ({"input": [{"role": "user", "content": "x", "annotations": deep(200)}]}, "input"),
+        ({"tools": [{"type": "function", "name": "f", "hidden": deep(200)}]}, "tools"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"background": True, "store": False}, "store"),
     ],

@@ -211,3 +211,122 @@ def test_thoughts_whose_text_is_kept_back_are_told_by_their_summary() -> None:
     (said,) = messages_of(items, ignored)
     assert said.reasoning_content == "in short"
     assert ignored == ["input.encrypted_content"]
+
+
+#: a request of each kind that uses everything
+FULL_MESSAGES: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 5,
+    "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "t", "signature": "s"},
+                {"type": "tool_use", "id": "i", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "i", "content": [{"type": "text", "text": "r"}]}],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}],
+        },
+    ],
+    "tools": [TOOL],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "stop_sequences": ["a"],
+    "metadata": {"user_id": "u"},
+}
+FULL_RESPONSE: dict[str, Any] = {
+    "model": "m",
+    "instructions": "i",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "s"}], "content": []},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "y"}, {"type": "refusal", "refusal": "n"}],
+        },
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "r"}]},
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA"}]},
+    ],
+    "tools": [{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}],
+    "tool_choice": {"type": "function", "name": "f"},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["message.output_text.logprobs"],
+    "top_logprobs": 2,
+    "metadata": {"a": "b"},
+    "stream_options": {"include_obfuscation": False},
+    "background": True,
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    found = [path] if path else []
+    if isinstance(value, dict):
+        return found + [p for key, below in value.items() for p in places(below, (*path, key))]
+    if isinstance(value, list):
+        return found + [p for at, below in enumerate(value) for p in places(below, (*path, at))]
+    return found
+
+
+def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    if isinstance(value, dict):
+        return {key: changed(below, path[1:], new) if key == path[0] else below for key, below in value.items()}
+    return [changed(below, path[1:], new) if at == path[0] else below for at, below in enumerate(value)]
+
+
+STRANGE: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "x",
+    [],
+    ["x"],
+    [[]],
+    [{}],
+    {},
+    {"type": []},
+    {"type": {}},
+    {"type": "text"},
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=repr)
+@pytest.mark.parametrize(
+    "full, kind, understand",
+    [
+        (FULL_MESSAGES, MessagesRequest, asked),
+        (FULL_RESPONSE, ResponsesRequest, lambda body: asked_response(body, [])),
+    ],
+    ids=["messages", "responses"],
+)
+def test_whatever_stands_in_any_place_is_understood_or_refused_by_name(
+    full: dict[str, Any], kind: Any, understand: Any, strange: Any
+) -> None:
+    understand(msgspec.convert(full, kind))
+    for path in places(full):
+        try:
+            body = msgspec.convert(changed(full, path, strange), kind)
+        except msgspec.ValidationError:
+            continue  # which the route explains
+        try:
+            understand(body)
+        except InvalidParamsError as error:
+            assert error.field
+            assert error.what_to_do
