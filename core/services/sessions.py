@@ -87,6 +87,8 @@ class SessionService:
         self._budgets = budgets
         self._new_id = new_id
         self._forgetting: set[asyncio.Task[None]] = set()
+        #: slots of deleted sessions that are freed once these leases are released
+        self._when_free: dict[str, tuple[str, int]] = {}
 
     def start(self) -> None:
         """Look after what engines keep of sessions."""
@@ -197,6 +199,9 @@ class SessionService:
         kv = session.kv
         seq = self._journal.append(self._closing(session, "deleted"), actor=caller.identity, correlation=correlation)
         if kv is not None:
+            busy = self._journal.head.leases.slots.get(kv.pool_id, {}).get(kv.slot)
+            if busy is not None:
+                self._when_free[busy] = (kv.pool_id, kv.slot)
             self._forget(kv.pool_id, kv.slot)
         await self._journal.synced(seq)
 
@@ -223,6 +228,10 @@ class SessionService:
 
     def _released(self, event: LeaseReleased) -> None:
         """A slot is free: forget what it holds of a closed session, and what is more than the pool may keep."""
+        place = self._when_free.pop(event.lease_id, None)
+        if place is not None:
+            self._forget(*place)
+            return
         state = self._journal.task(event.task_id)
         session_id = state.admitted.session_id if state is not None else ""
         if not session_id:

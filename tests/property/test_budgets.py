@@ -247,10 +247,17 @@ class Money(RuleBasedStateMachine):
             self.stage.loop.advance(0.06)
         self.look()
 
-    @rule(ms=st.sampled_from([0, 0, DAY_MS]))
-    def crash(self, ms: int) -> None:
-        """The process dies and starts again, at once or after a day."""
-        self.stage.crash()
+    @rule(outcomes=st.lists(st.sampled_from(["ok", "refused", "written", "lost"]), max_size=2))
+    def trouble(self, outcomes: list[str]) -> None:
+        """What the next commits meet."""
+        self.stage.disk.commits.extend(outcomes)
+        self.look()
+
+    @rule(ms=st.sampled_from([0, 0, DAY_MS]), power=st.booleans())
+    def crash(self, ms: int, power: bool) -> None:
+        """The process dies, or power fails, and it starts again, at once or after a day."""
+        self.stage.crash(power=power)
+        self.stage.disk.commits.clear()
         for work in (*self.submissions, *self.works):
             if not work.done():
                 work.cancel()
@@ -270,7 +277,10 @@ class Money(RuleBasedStateMachine):
                 assert error is None or isinstance(error, OrchError), error
                 if isinstance(error, BudgetExhaustedError):
                     assert error.status == 402
-        budgets = self.stage.journal.head.budgets
+        journal = self.stage.journal
+        budgets = journal.head.budgets
+        if journal.status != "ok" or journal.committed_seq != journal.head.next_seq:
+            return  # the disk does not hold all of it yet
         assert set(budgets.holds) <= {state.task_id for state in self.live()}
         books = Books(event for frame in self.stage.disk.frames for event in events_in(frame, texts=True))
         assert set(books.accounts) == set(budgets.accounts)
@@ -294,6 +304,7 @@ class Money(RuleBasedStateMachine):
         if not hasattr(self, "stage"):
             return
         try:
+            self.stage.disk.commits.clear()
             for _ in range(300):
                 for attempt in self.attempts():
                     if attempt.cancelled or attempt.over:

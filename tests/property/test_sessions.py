@@ -193,5 +193,5 @@ class Talks(RuleBasedStateMachine):
             self.stage.end()
 
 
-Talks.TestCase.settings = search(60, steps=40)
+Talks.TestCase.settings = search(40, steps=40)
 TestTalks = Talks.TestCase

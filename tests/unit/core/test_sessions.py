@@ -238,6 +238,33 @@ def test_deleting_a_session_with_a_task_frees_its_slot_when_the_task_ends() -> N
         assert stage.engines["p"].forgotten == [0]
 
 
+def test_a_slot_that_is_seen_free_late_is_freed_all_the_same() -> None:
+    with on_stage(slots={"p": 2}, settings=kept({"p": 2})) as stage:
+        task_id = stage.submit(session_id=ONE).task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        delete(stage, ONE)
+        stage.cancel(task_id)
+        stage.advance(5)
+        assert stage.journal.task(task_id) is None
+        assert stage.engines["p"].forgotten == []
+        attempt.free()
+        stage.settle()
+        assert stage.engines["p"].forgotten == [0]
+
+
+def test_a_task_of_a_deleted_session_leaves_nothing_behind() -> None:
+    with on_stage(settings=kept({"p": 1})) as stage:
+        running, waiting = stage.submit(session_id=TWO).task_id, stage.submit(session_id=ONE).task_id
+        delete(stage, ONE)
+        for task_id in (running, waiting):
+            stage.attempt(task_id).start()
+            stage.attempt(task_id).end()
+            stage.settle()
+        assert stage.state(waiting) == "completed"
+        assert stage.engines["p"].forgotten == [0]
+
+
 def test_a_slot_that_is_given_to_others_takes_the_longest_idle_session_with_it() -> None:
     with on_stage(slots={"p": 2}, settings=kept({"p": 2})) as stage:
         turn(stage, ONE)
