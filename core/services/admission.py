@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from ..errors import (
-    BackpressureError,
-    ConflictError,
-    ContextExceededError,
-    DeadlineUnmetError,
-    DroppedError,
-    InvalidParamsError,
-    ModelNotFoundError,
-    OrchError,
-    PoolUnreadyError,
-)
-from ..events.task import TaskAdmitted, TaskCancelled, TaskRejected
+from ..errors import ConflictError, DeadlineUnmetError, OrchError
+from ..events.task import TaskAdmitted, TaskRejected
 from ..journal.history import fact_at
 from ..journal.journal import Journal
-from ..projections.pools import PoolState
 from ..settings import Settings
-from ..types import PlacementRequest, TaskRequest
-from .abilities import needs_of, require_able
+from ..types import TaskRequest
+from .abilities import needs_of
 from .bodies import Bodies, body_of, prefixes, request_digest
 from .caller import Caller
 from .dispatch import Dispatcher
-from .ends import end_of
-from .engines import EngineDirectory
 from .estimates import Estimator, StartEstimate
-from .placement import placement_record, unmet_wish
-from .pool_trouble import trouble_of, trouble_of_group
-from .tokens import Tokens
+from .placement import placement_record
+from .queue_room import QueueRoom
+from .vetting import Vetting
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
@@ -105,27 +91,24 @@ class AdmissionService:
         journal: Journal,
         dispatcher: Dispatcher,
         bodies: Bodies,
-        engines: EngineDirectory,
         settings: Settings,
-        tokens: Tokens,
+        vetting: Vetting,
         checks: Sequence[AdmissionCheck],
+        estimator: Estimator,
+        prompt_room: Callable[[TaskRequest, Caller, int], int | None],
         new_id: Callable[[], str],
         new_seed: Callable[[], int],
-        estimator: Estimator | None = None,
-        loadable: Callable[[PoolState], bool] = lambda _pool: False,
-        trouble: Callable[[Sequence[PoolState], int], OrchError | None] = trouble_of_group,
-        prompt_room: Callable[[TaskRequest, Caller, int], int | None] = lambda _request, _caller, _now_ns: None,
     ) -> None:
         self._journal = journal
-        self._estimator = estimator or Estimator()
-        self._loadable = loadable
-        self._trouble = trouble
+        self._estimator = estimator
         self._prompt_room = prompt_room
         self._dispatcher = dispatcher
         self._bodies = bodies
-        self._engines = engines
         self._settings = settings
-        self._tokens = tokens
+        self._vetting = vetting
+        self._room = QueueRoom(
+            journal, dispatcher.slot_is_free, lambda group: self._estimate(group, 0, "interactive").start_ms
+        )
         self._checks = checks
         self._new_id = new_id
         self._new_seed = new_seed
@@ -203,14 +186,11 @@ class AdmissionService:
     def _attachment(self, task_id: str) -> Admission:
         position = max(0, self._journal.head.queue.position(task_id))
         state = self._journal.task(task_id)
-        estimate = (
-            self._estimate(state.admitted.group, position, state.admitted.priority, state.admitted.prompt_tokens)
-            if state
-            else StartEstimate(0, 0, 0)
-        )
-        return Admission(
-            task_id, position, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, True, self._journal.head.next_seq
-        )
+        if state is None:
+            return self._admission(task_id, position, StartEstimate(0, 0, 0), "", attached=True)
+        asked = state.admitted
+        estimate = self._estimate(asked.group, position, asked.priority, asked.prompt_tokens)
+        return self._admission(task_id, position, estimate, asked.group, attached=True)
 
     async def _attached_by_id(self, task_id: str, caller: Caller, digest: str) -> Admission | None:
         state = self._journal.task(task_id)
@@ -233,6 +213,10 @@ class AdmissionService:
 
     # --- admission -------------------------------------------------------------------------------------------
 
+    def group_of(self, model_ref: str) -> str:
+        """The serving group of a model. :raises ModelNotFoundError: there is none; the nearest name is told."""
+        return self._vetting.group_of(model_ref)
+
     async def _admit(self, request: TaskRequest, caller: Caller, asked: _Asked) -> Admission:
         caller.require_model(request.model_ref)
         group = self.group_of(request.model_ref)
@@ -240,15 +224,8 @@ class AdmissionService:
             check.refuse(request, caller, self._journal.now_ns())
         pools = self._journal.head.pools.serving(group)
         needs = needs_of(request)
-        self._check_placement(request, pools)
-        trouble = self._trouble(pools, self._journal.now_ns())
-        if trouble is not None:
-            raise trouble
-        require_able(pools, needs, request.model_ref)
-        self._check_determinism(request, pools)
         room = self._prompt_room(request, caller, self._journal.now_ns())
-        prompt_tokens, exact = await self._check_context(request, pools, room)
-        self._check_wishes(request, pools, max(request.ctx or 0, prompt_tokens if exact else 0))
+        prompt_tokens, exact = await self._vetting.prompt_tokens(request, pools, needs, room)
         self._journal.require_ok()
         body_id, rows = await self._bodies.add(caller.owner, body_of(request, asked.shown), self._journal.require_ok)
         self._journal.require_ok()
@@ -262,7 +239,7 @@ class AdmissionService:
         queue = head.queue.groups.get(group)
         lane = len(queue.interactive) if queue else 0
         ahead = lane if request.priority == "interactive" or queue is None else len(queue)
-        dropped = self._make_room(group, pools)
+        dropped = self._room.make(group, pools)
         estimate = self._estimate(group, ahead, request.priority, prompt_tokens)
         deadline_ns = now + request.deadline_ms * 1_000_000 if request.deadline_ms else 0
         if request.deadline_ms:
@@ -331,178 +308,26 @@ class AdmissionService:
             [*dropped, *before, event], actor=caller.identity, correlation=asked.correlation, bodies=rows
         )
         self._dispatcher.pump(group)
+        return self._admission(task_id, ahead, estimate, group, attached=False)
+
+    def _admission(
+        self, task_id: str, position: int, estimate: StartEstimate, group: str, *, attached: bool
+    ) -> Admission:
+        pools = self._journal.head.pools.serving(group)
         return Admission(
-            task_id, ahead, estimate.start_ms, estimate.p10_ms, estimate.p90_ms, 0, False, self._journal.head.next_seq
+            task_id,
+            position,
+            estimate.start_ms,
+            estimate.p10_ms,
+            estimate.p90_ms,
+            self._room.backoff_ms(group, pools),
+            attached,
+            self._journal.head.next_seq,
         )
 
     def _estimate(self, group: str, ahead: int, priority: str, prompt_tokens: int = 0) -> StartEstimate:
         head, now = self._journal.head, self._journal.now_ns()
         return self._estimator.start(head, group, ahead, now, priority=priority, prompt_tokens=prompt_tokens)
-
-    def group_of(self, model_ref: str) -> str:
-        """The serving group of a model. :raises ModelNotFoundError: there is none; the nearest name is told."""
-        pools = self._journal.head.pools
-        # A pool's own name comes first: `models` may tell which file stands behind that very name.
-        group = pools.group_of(model_ref) or pools.group_of(self._settings.models.get(model_ref, model_ref))
-        if group is None:
-            known = sorted(
-                {p.declared.model_ref for p in pools.by_id.values()}
-                | {a for p in pools.by_id.values() for a in p.declared.aliases}
-                | set(self._settings.models)
-            )
-            near = difflib.get_close_matches(model_ref, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
-            msg = f"no pool serves the model {model_ref!r}{hint}"
-            raise ModelNotFoundError(msg, field="model_ref", got=model_ref, nearest=near[0] if near else None)
-        return group
-
-    def _check_placement(self, request: TaskRequest, pools: list[PoolState]) -> None:
-        if request.engine is not None and request.engine not in {p.declared.engine for p in pools}:
-            msg = f"no pool of {request.model_ref!r} runs the engine {request.engine!r}"
-            raise InvalidParamsError(msg, field="engine", got=request.engine)
-        wanted = request.placement
-        if wanted is None:
-            return
-        known = self._journal.head.pools.by_id
-        pins = [wanted.pin_pool_id] if wanted.pin_pool_id else []
-        for field, names in (
-            ("pin_pool_id", pins),
-            ("prefer_pools", wanted.prefer_pools),
-            ("avoid_pools", wanted.avoid_pools),
-        ):
-            for name in names:
-                if name not in known:
-                    msg = f"there is no pool {name!r}"
-                    raise InvalidParamsError(msg, field=f"placement.{field}", got=name)
-        if wanted.mode == "pin":
-            if not wanted.pin_pool_id:
-                msg = "mode pin needs pin_pool_id"
-                raise InvalidParamsError(msg, field="placement.pin_pool_id", got=None)
-            pool = known[wanted.pin_pool_id]
-            if pool not in pools:
-                msg = f"pool {wanted.pin_pool_id!r} serves {pool.declared.model_ref!r}, not {request.model_ref!r}"
-                raise InvalidParamsError(msg, field="placement.pin_pool_id", got=wanted.pin_pool_id)
-            if not pool.ready and not self._loadable(pool):
-                raise trouble_of(pool, self._journal.now_ns())
-
-    def _check_determinism(self, request: TaskRequest, pools: list[PoolState]) -> None:
-        if request.determinism != "strict":
-            return
-        starting = None
-        for pool in pools:
-            properties = self._engines.properties(pool.declared.pool_id)
-            if not pool.ready and pool.declared.slots in (0, 1):
-                if self._loadable(pool):
-                    return  # whether its engine can is seen when the task is placed
-                starting = pool.declared
-            elif pool.slots == 1 and properties is not None and properties.strict_capable:
-                return
-        if starting is not None:
-            msg = (
-                f"pool {starting.pool_id!r} is not ready: whether it can guarantee strict determinism is not known yet"
-            )
-            raise PoolUnreadyError(msg, pool_id=starting.pool_id, engine=starting.engine, retry_after_ms=1000)
-        msg = "no pool of this model can guarantee strict determinism: that needs a pool with one slot and an engine that can"
-        raise InvalidParamsError(
-            msg,
-            field="determinism",
-            got="strict",
-            remedy="Configure a pool with slots: 1, or send determinism: best_effort.",
-        )
-
-    @staticmethod
-    def _check_wishes(request: TaskRequest, pools: list[PoolState], ctx: int) -> None:
-        """Refuse what would wait for ever at the head of the queue."""
-        wish = unmet_wish(
-            pools,
-            engine=request.engine or "",
-            ctx=ctx,
-            strict=request.determinism == "strict",
-            wanted=request.placement or PlacementRequest(),
-        )
-        if wish == "ctx":
-            msg = f"{ctx} tokens are needed, and no pool of {request.model_ref!r} that the task allows has so many"
-            raise ContextExceededError(msg, field="ctx", got=ctx)
-        if wish:
-            msg = f"{wish}: it leaves none of the pools that serve {request.model_ref!r}"
-            got = getattr(request.placement or request, wish.rpartition(".")[2], None)
-            raise InvalidParamsError(msg, field=wish, got=got)
-
-    async def _check_context(
-        self, request: TaskRequest, pools: list[PoolState], room: int | None = None
-    ) -> tuple[int, bool]:
-        """Tokens of the prompt, and whether the number is exact.
-
-        A token is at least one byte, so a prompt with fewer bytes than the context surely fits and needs no
-        tokenizer. ``max_tokens`` alone never refuses a task: an engine stops at the end of its context.
-
-        :param room: tokens that the caller's budgets have left for it, if they bound it: what may be more is counted.
-        """
-        size = 64
-        if request.prompt is not None:
-            size += len(request.prompt.encode())
-        for message in request.messages or ():
-            size += 32 + len(msgspec.json.encode(message))
-        if request.tools:
-            size += len(msgspec.json.encode(request.tools))
-        if request.inputs:
-            # Each input is read for itself.
-            size += len((request.query or "").encode()) + max(len(text.encode()) for text in request.inputs)
-        contexts = [p.observed.ctx for p in pools if p.observed is not None and p.observed.ctx]
-        largest = max(contexts, default=0)
-        if request.ctx is not None and largest and request.ctx > largest:
-            msg = f"ctx {request.ctx} was asked for, the largest context of {request.model_ref!r} has {largest} tokens"
-            raise ContextExceededError(msg, field="ctx", got=request.ctx, n_ctx=largest)
-        if request.prompt_ids is None and (not largest or size <= largest) and (room is None or size <= room):
-            return size, False
-        counted: int | None
-        if request.prompt_ids is not None:
-            counted = len(request.prompt_ids)
-        else:
-            counted = await self._tokens.count(body_of(request), pools)
-        if counted is None:
-            return size, False
-        if largest and counted >= largest:
-            field = next(
-                name
-                for name in ("messages", "inputs", "prompt_ids", "prompt")
-                if getattr(request, name) or name == "prompt"
-            )
-            msg = f"the prompt has {counted} tokens, the largest context of {request.model_ref!r} holds {largest}"
-            raise ContextExceededError(msg, field=field, got=counted, n_prompt_tokens=counted, n_ctx=largest)
-        return counted, True
-
-    def _make_room(self, group: str, pools: list[PoolState]) -> list[object]:
-        """Events that make room in a full queue. :raises BackpressureError: there is none to make."""
-        capacity = sum(p.declared.queue_capacity for p in pools)
-        queue = self._journal.head.queue.groups.get(group)
-        depth = len(queue) if queue is not None else 0
-        if depth < capacity or self._dispatcher.slot_is_free(group, depth):
-            return []
-        policy = "drop-lru" if any(p.declared.full_policy == "drop-lru" for p in pools) else "reject"
-        wait_ms = max(100, min(60_000, self._estimate(group, 0, "interactive").start_ms))
-        if policy == "drop-lru" and queue is not None:
-            oldest = queue.batch.first()
-            if oldest is not None:
-                return self._drop(oldest[1])
-        msg = f"the queue of {group!r} is full ({depth} of {capacity})"
-        raise BackpressureError(msg, retry_after_ms=wait_ms, policy_label=policy, queue_depth=depth)
-
-    def _drop(self, task_id: str) -> list[object]:
-        state = self._journal.head.tasks.live[task_id]
-        return [
-            TaskCancelled(task_id=task_id, reason="drop-lru"),
-            end_of(
-                self._journal.head,
-                state,
-                self._journal.now_ns(),
-                "failed",
-                "error",
-                code=DroppedError.code,
-                message="dropped from the full queue as its oldest batch task",
-                retriable=True,
-            ),
-        ]
 
     def _note_rejection(self, request: TaskRequest, caller: Caller, correlation: str, error: OrchError) -> None:
         if self._journal.status != "ok":

@@ -279,15 +279,16 @@ def view_of(account: Account, now_ns: int) -> BudgetView:
         caps=_caps(
             declared, Amount(tokens=declared.tokens, decode_us=declared.decode_us, cost_pico=declared.cost_pico)
         ),
-        spent=_quantities(spent),
-        reserved=_quantities(account.held),
+        spent=quantities(spent),
+        reserved=quantities(account.held),
         remaining=_caps(declared, left),
         window_start_ms=start_ns // 1_000_000,
         window_end_ms=end_ns // 1_000_000,
     )
 
 
-def _quantities(amount: Amount) -> Quantities:
+def quantities(amount: Amount) -> Quantities:
+    """An amount as routes show it."""
     return Quantities(tokens=amount.tokens, decode_ms=amount.decode_us / 1000, cost=decimal(amount.cost_pico))
 
 

@@ -46,6 +46,7 @@ from .tokens import Tokens
 from .transcripts import Transcripts
 from .tuning import TuningService
 from .unserved import Unserved
+from .vetting import Vetting
 from .watchdog import PERIOD_S, Watchdog
 
 
@@ -170,16 +171,13 @@ def build_services(
             journal,
             dispatcher,
             bodies,
-            engines,
             settings,
-            tokens,
+            Vetting(journal, engines, settings, tokens, loading.loadable, unserved.trouble),
             [limits, shedding, budgets, sessions],
+            estimator,
+            budgets.prompt_room,
             new_id,
             new_seed,
-            estimator,
-            loading.loadable,
-            unserved.trouble,
-            budgets.prompt_room,
         ),
         budgets=budgets,
         sessions=sessions,

@@ -116,11 +116,11 @@ def _choices(
 class TaskQueries:
     """Answers from head while a task is in memory, else from its frames."""
 
-    def __init__(self, journal: Journal, texts: TaskTexts, bodies: Bodies, estimator: Estimator | None = None) -> None:
+    def __init__(self, journal: Journal, texts: TaskTexts, bodies: Bodies, estimator: Estimator) -> None:
         self._bodies = bodies
         self._journal = journal
         self._texts = texts
-        self._estimator = estimator or Estimator()
+        self._estimator = estimator
 
     # --- one task --------------------------------------------------------------------------------------------
 

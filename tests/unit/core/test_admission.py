@@ -478,3 +478,36 @@ def test_answers_come_in_any_order_of_asking() -> None:
 
         ids = stage.run(all_at_once())
         assert [a.job.task_id for a in stage.engines["p"].attempts] == ids
+
+
+def test_a_client_is_told_to_hold_back_before_the_queue_is_full() -> None:
+    with on_stage(settings=settings_for({"p": 1}, capacity=8)) as stage:
+        told = [stage.submit(max_tokens=100).backoff_ms for _ in range(9)]
+        # One runs; up to three wait in less than half of the queue; behind them the pause grows, and is bounded.
+        assert told[:4] == [0, 0, 0, 0]
+        assert all(100 <= pause <= 60_000 for pause in told[4:])
+        assert told[4:] == sorted(told[4:])
+        with pytest.raises(BackpressureError):
+            stage.submit(max_tokens=100)
+
+
+def test_who_keeps_to_the_pauses_is_never_refused() -> None:
+    with on_stage(settings=settings_for({"p": 1}, capacity=8)) as stage:
+        pause_s, work_s, waits = 0.0, 2.0, []
+        for _ in range(600):
+            stage.advance(0.05)
+            pause_s -= 0.05
+            work_s -= 0.05
+            while pause_s <= 0:
+                pause_s = stage.submit(max_tokens=100).backoff_ms / 1000 or 0.01
+            if work_s <= 0:
+                work_s = 2.0
+                running = stage.engines["p"].last
+                running.start()
+                running.say("x")
+                running.end(decode_us=1_900_000)
+                stage.settle()
+            queue = stage.journal.head.queue.groups.get("m")
+            waits.append(len(queue) if queue is not None else 0)
+        assert max(waits) >= 4, "it was never held back"
+        assert max(waits) < 8, "a refusal was near"
