@@ -1,13 +1,15 @@
 """The llama.cpp plugin against the real server."""
 
 import contextlib
+import json
 
 import msgspec
 import pytest
 import uvloop
 
+from llama_orch.plugins import ChatJob
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
-from llama_orch.plugins.testing.engines import EngineContract, VectorContract
+from llama_orch.plugins.testing.engines import CLOCK, WEATHER, EngineContract, Recorder, VectorContract
 
 from ...engines.chat_models import write_thinking_model, write_tool_model
 from ...engines.real_llama import llama_server
@@ -101,11 +103,54 @@ class TestLlamaCppThatCallsTools(TestLlamaCpp):
         chat = msgspec.structs.replace(job.chat, tool_choice=choice, parallel_tool_calls=False)
         return msgspec.structs.replace(job, chat=chat, max_tokens=800)
 
+    def test_several_calls_are_told_apart(self, engine):
+        async def test():
+            async with engine() as it:
+                chat = ChatJob(
+                    messages=[{"role": "user", "content": "Once upon a time"}],
+                    tools=[WEATHER, CLOCK],
+                    tool_choice="required",
+                    parallel_tool_calls=True,
+                )
+                end, sink = await self.said(it, self.chat_job("", chat=chat, max_tokens=500))
+                calls = {channel: text for (_, channel), text in sink.channels.items() if channel.startswith("call:")}
+                assert list(calls) == [f"call:{number}" for number in range(len(calls))]
+                assert len(calls) >= 2
+                for number, name in enumerate(list(calls.values())[:-1]):  # the last one may be cut off
+                    arguments = json.loads(sink.channels[0, f"tool:{number}"])
+                    assert arguments.keys() == ({"city", "days"} if name == "get_weather" else {"utc"})
+                assert end.tokens == sink.tokens
+
+        self.run(test())
+
+    def test_tools_beside_a_schema_are_refused_by_name(self, engine):
+        async def test():
+            async with engine() as it:
+                sink = Recorder()
+                it.generate(self.tool_job(json_schema={"type": "object"}), sink)
+                failure = await sink.failure()
+                assert (failure.kind, failure.message.partition(":")[0]) == ("invalid", "json_schema")
+
+        self.run(test())
+
 
 class TestLlamaCppThatThinks(TestLlamaCppThatCallsTools):
     """The same with a model that thinks before it speaks."""
 
     variant = "thinking"
+
+    def test_a_schema_holds_what_is_said_and_leaves_room_for_thoughts(self, engine):
+        async def test():
+            async with engine() as it:
+                for seed in range(3):
+                    job = self.thinking_job(json_schema={"type": "boolean"}, seed=seed)
+                    _, sink = await self.said(it, job)
+                    assert sink.channels[0, "reasoning"]
+                    assert sink.channels[0, ""].strip() in ("true", "false")
+                _, sink = await self.said(it, self.thinking_job(grammar='root ::= "ja" | "nein"'))
+                assert sink.channels in ({(0, ""): "ja"}, {(0, ""): "nein"}), "there is no room in a grammar"
+
+        self.run(test())
 
 
 class TestLlamaCppOnUvloop(TestLlamaCpp):
