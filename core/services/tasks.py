@@ -20,6 +20,7 @@ from ..journal.live import LiveStream
 from ..ports import EmbeddingResult, IndexFilter, IndexRow, RerankResult
 from ..projections.tasks import TaskState
 from .bodies import Bodies, RequestBody
+from .budgets import Quantities, quantities
 from .caller import Caller
 from .estimates import Estimator
 from .outcomes import Choice, choices_of, reasoning_tokens
@@ -69,6 +70,8 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str = ""
     recovery_used: str = ""
     usage: Usage = Usage()
+    #: what budgets were charged for it; ``None`` = it is counted on none, or has not ended
+    charge: Quantities | None = None
     error: TaskProblem | None = None
     #: what the first answer says aloud
     text: str | None = None
@@ -90,6 +93,10 @@ def _usage(
     prompt = ended.prompt_tokens if ended is not None else (started.prompt_tokens if started else 0)
     thought = sum(reasoning_tokens(batch) for batch in said or ())
     return Usage(prompt, ended.cached_tokens if ended else 0, tokens_out, prompt + tokens_out, thought)
+
+
+def _charge(ended: TaskEnded | None) -> Quantities | None:
+    return quantities(ended.charge) if ended is not None and ended.charge is not None else None
 
 
 def _problem(ended: TaskEnded | None) -> TaskProblem | None:
@@ -251,6 +258,7 @@ class TaskQueries:
             finish_reason=ended.finish_reason if ended else "",
             recovery_used=ended.recovery_used if ended else "",
             usage=_usage(ended, started, state.tokens_out, said),
+            charge=_charge(ended),
             error=_problem(ended),
             text=plain_text(said) if said is not None else None,
             choices=_choices(state.task_id, said, admitted, ended),
@@ -285,6 +293,7 @@ class TaskQueries:
             finish_reason=end.finish_reason if end else "",
             recovery_used=end.recovery_used if end else "",
             usage=_usage(end, begun, end.tokens_out if end else 0, said),
+            charge=_charge(end),
             error=_problem(end),
             text=plain_text(said) if said is not None else None,
             choices=_choices(row.task_id, said, asked, end),

@@ -94,6 +94,11 @@ def test_the_charge_is_exact_to_the_last_unit() -> None:
         assert stage.ended(task_id).charge == Amount(tokens=13, decode_us=7_000, cost_pico=money)
         assert spent(stage) == stage.ended(task_id).charge
         assert held(stage) == Amount()
+        for _ in range(2):
+            told = stage.info(task_id).charge
+            assert (told.tokens, told.decode_ms, told.cost) == (13, 7.0, decimal(money))
+            stage.advance(5)
+        assert stage.journal.task(task_id) is None, "the second look was at its frames"
 
 
 # --- reservations --------------------------------------------------------------------------------------------------
