@@ -93,8 +93,12 @@ def test_thoughts_come_first_and_can_be_switched_off():
     channels, found = said(chat, thoughts=4)
     assert next(iter(channels)) == "reasoning"
     assert sum(piece.tokens for piece in found.pieces if piece.channel == "reasoning") == 4
-    for quiet in ({"reasoning_effort": "none"}, {"template_kwargs": {"enable_thinking": False}}):
-        assert "reasoning" not in said(ChatJob(messages=[USER], **quiet), thoughts=4)[0]
+    quiet = [
+        ChatJob(messages=[USER], reasoning_effort="none"),
+        ChatJob(messages=[USER], template_kwargs={"enable_thinking": False}),
+    ]
+    for chat in quiet:
+        assert "reasoning" not in said(chat, thoughts=4)[0]
     assert said(None, thoughts=4)[0] == {}, "a plain prompt is gone on with"
 
 
