@@ -45,7 +45,6 @@ ALLOWED: dict[str, str] = {
     "core/journal/index.py:unpack_frame_numbers": "what the index is held against",
     "core/registry.py:upcaster": "for the first event of which a second version is made",
     "haiku/measure.py:*": "fields of the parameters that llama.cpp reads",
-    "haiku/train.py:*decoder": "the tokenizer reads it",
     "haiku/train.py:pre_tokenizer": "the tokenizer reads it",
     "simulator/loop.py:_timer_cancelled_count": "asyncio counts with it",
 }
