@@ -236,6 +236,26 @@ def test_a_prompt_that_fails_fails_the_request_and_leaves_the_others(client: ope
     until(lambda: not live.call(lambda: dict(tasks.live)), "the end of what was left")
 
 
+def test_prompts_are_admitted_together_or_not_at_all(client: openai.OpenAI, live: LiveServer) -> None:
+    prompts = [f"[[mock fault=silent]] {n}" for n in range(3)]  # one runs, one waits, for the third there is no room
+    with pytest.raises(openai.RateLimitError):
+        client.completions.create(model="one", prompt=prompts)
+    tasks = live.services.journal.head.tasks
+    until(lambda: not live.call(lambda: dict(tasks.live)), "the end of what was admitted in vain")
+
+
+def test_who_leaves_a_stream_of_several_prompts_leaves_them_all(client: openai.OpenAI, live: LiveServer) -> None:
+    prompts = [f"[[mock fault=silent:2]] {n}" for n in range(3)]
+    stream = client.completions.create(model="mock", prompt=prompts, stream=True)
+    seen = iter(stream)
+    indexes = {next(seen).choices[0].index for _ in range(6)}
+    assert indexes == {0, 1, 2}
+    stream.close()
+    tasks = live.services.journal.head.tasks
+    until(lambda: not live.call(lambda: dict(tasks.live)), "the end of what nobody reads")
+    assert live.call(lambda: live.services.readers.open) == 0
+
+
 # --- retries -----------------------------------------------------------------------------------------------------
 
 
