@@ -147,6 +147,14 @@ class Choice(Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprob] = []
 
 
+class Quantities(Struct, frozen=True, kw_only=True):
+    """What was counted, exact to the last unit; ``cost`` is a decimal."""
+
+    tokens: int = 0
+    decode_ms: float = 0
+    cost: str = "0"
+
+
 class Task(Struct, frozen=True, kw_only=True):
     """A task as it stands."""
 
@@ -173,6 +181,8 @@ class Task(Struct, frozen=True, kw_only=True):
     recovery_used: str = ""
     usage: Usage = Usage()
     error: Problem | None = None
+    #: what budgets were charged for it; ``None`` = it is counted on none, or has not ended
+    charge: Quantities | None = None
     text: str | None = None
     #: all answers, where there is more than one plain text
     choices: list[Choice] | None = None
@@ -221,14 +231,6 @@ class Sessions(Struct, frozen=True):
     """Open sessions."""
 
     sessions: list[Session]
-
-
-class Quantities(Struct, frozen=True, kw_only=True):
-    """What was counted, exact to the last unit; ``cost`` is a decimal."""
-
-    tokens: int = 0
-    decode_ms: float = 0
-    cost: str = "0"
 
 
 class Caps(Struct, frozen=True, kw_only=True):

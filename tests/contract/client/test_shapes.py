@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from llama_orch.api.problems import STATUS_OF_CODE
+from llama_orch.api.problems import error_types
 from llama_orch.api.render import sse
 from llama_orch.api.resources import budgets, models, queue, sessions, tasks
 from llama_orch.client import events, types
 from llama_orch.client.errors import BY_CODE
+from llama_orch.core import errors
 from llama_orch.core import types as core_types
 from llama_orch.core.events.task import TaskEnded, TaskStarted
 from llama_orch.core.logprobs import TokenLogprob
@@ -75,7 +76,8 @@ def test_a_type_has_the_servers_fields_and_words(ours: type[msgspec.Struct], the
 
 
 def test_every_code_that_a_route_may_answer_is_an_exception() -> None:
-    assert set(BY_CODE) == set(STATUS_OF_CODE) - NOT_ANSWERED
+    codes = {kind.code for kind in error_types() if kind.__module__ == errors.__name__}
+    assert set(BY_CODE) == codes - NOT_ANSWERED
 
 
 def filled(kind: Any) -> Any:
