@@ -140,7 +140,9 @@ class OpenAIStream:
             if all(answer.finish for answer in self._answers):
                 self._ended(entries)
             else:
-                self._fail("cut", "the stream ended without a finish_reason and without [DONE]")
+                never = "the answer ended without a single event of a stream"
+                later = "the stream ended without a finish_reason and without [DONE]"
+                self._fail("cut", never if self.start is None else later)
         return batch_of(entries) if entries else None
 
     def _over(self) -> bool:

@@ -125,6 +125,12 @@ def test_a_body_that_ends_properly_behind_every_finish_reason_is_an_end_without_
     assert (after.finish_reason, after.tokens) == ("length", 2)
 
 
+def test_an_answer_that_is_no_stream_is_told_as_that():
+    stream, _ = read(b'{"choices": [{"text": "all of it", "finish_reason": "stop"}]}')
+    stream.finish()
+    assert (stream.failure.kind, "single event" in stream.failure.message) == ("cut", True)
+
+
 def test_done_without_a_finish_reason_is_no_end():
     stream, _ = read(frame(text("a")), DONE)
     assert stream.end is None
