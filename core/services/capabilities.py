@@ -67,7 +67,8 @@ class Capabilities:
                 name: limit for name in ("requests_per_minute", "tokens_per_minute") if (limit := getattr(caller, name))
             },
             "features": ["stream", "resume", "cancel", "idempotency"]
-            + (["strict-determinism"] if properties and properties.strict_capable and pool.slots == 1 else []),
+            + (["strict-determinism"] if properties and properties.strict_capable and pool.slots == 1 else [])
+            + sorted(properties.features if properties else ()),
         }
         said.update(self._settings.capabilities.overrides.get(pool_id, {}))
         return said

@@ -329,6 +329,8 @@ def test_capabilities_follow_the_live_pools_and_the_overrides(make_server: Calla
         assert (engine["engine"], engine["engine_version"], engine["ctx_max"]) == ("mock", "mock-1", 512)
         assert (engine["concurrency"], engine["slots_free"]) == (2, 2)
         assert engine["supported_workloads"] == ["chat", "completion", "embedding", "rerank"]
+        assert {"stream", "tools", "logprobs", "json_schema"} <= set(engine["features"])
+        assert "images" not in engine["features"], "the mock sees nothing"
         assert (engine["max_tokens_out"], engine["rate_limits"]) == (100, {"requests_per_minute": 6})
         assert said["models"][0]["aliases"] == ["other"]
         running = submit(http, "[[mock fault=silent:1]]")
