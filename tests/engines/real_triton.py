@@ -50,6 +50,32 @@ instance_group [ { kind: KIND_CPU count: 1 } ]
 """
 
 
+#: the same backend as Triton's vLLM backend configures itself
+VLLM_MODEL = "vllm_model"
+VLLM_CONFIG = """
+name: "%s"
+backend: "lm"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [1] },
+  { name: "stream" data_type: TYPE_BOOL dims: [1] optional: true },
+  { name: "sampling_parameters" data_type: TYPE_STRING dims: [1] optional: true },
+  { name: "exclude_input_in_output" data_type: TYPE_BOOL dims: [1] optional: true },
+  { name: "return_finish_reason" data_type: TYPE_BOOL dims: [1] optional: true },
+  { name: "return_num_input_tokens" data_type: TYPE_BOOL dims: [1] optional: true },
+  { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [1] optional: true }
+]
+output [
+  { name: "text_output" data_type: TYPE_STRING dims: [-1] },
+  { name: "finish_reason" data_type: TYPE_STRING dims: [-1] },
+  { name: "num_input_tokens" data_type: TYPE_UINT32 dims: [1] },
+  { name: "num_output_tokens" data_type: TYPE_UINT32 dims: [-1] }
+]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+
+
 class Triton(NamedTuple):
     """Where a running server is."""
 
@@ -71,8 +97,9 @@ def _program() -> Path:
 def _repository(folder: Path) -> tuple[Path, Path]:
     """Write a model repository and build its backend; answers both folders."""
     models, backends = folder / "models", folder / "backends"
-    (models / MODEL / "1").mkdir(parents=True)
-    (models / MODEL / "config.pbtxt").write_text(CONFIG % MODEL)
+    for name, config in ((MODEL, CONFIG), (VLLM_MODEL, VLLM_CONFIG)):
+        (models / name / "1").mkdir(parents=True)
+        (models / name / "config.pbtxt").write_text(config % name)
     (backends / "lm").mkdir(parents=True)
     compiler = shutil.which("cc") or shutil.which("gcc")
     assert compiler, "a C compiler is needed to build the backend"

@@ -6,6 +6,9 @@
  * of two tokens each, the first of which brings no text), error_after=N (an error in the middle), error=N (at once, with
  * code N of TRITONSERVER_Error).
  *
+ * A request with `sampling_parameters` is answered as Triton's vLLM backend answers it: stop strings are not said, and
+ * finish_reason, num_input_tokens and num_output_tokens come with each response.
+ *
  * The parts of Triton's C API that it needs are declared here: the wheel of the server has no headers. */
 #include <pthread.h>
 #include <stdbool.h>
@@ -22,7 +25,7 @@ typedef struct Output Output;
 typedef struct Response Response;
 typedef struct Factory Factory;
 typedef struct Instance Instance;
-enum { INVALID_ARG = 3, CANCELLED = 7, FP32 = 11, BYTES = 13, FINAL = 1, RELEASE_ALL = 1, CONTEXT = 4096 };
+enum { INVALID_ARG = 3, CANCELLED = 7, UINT32 = 4, FP32 = 11, BYTES = 13, FINAL = 1, RELEASE_ALL = 1, CONTEXT = 4096 };
 
 extern Error *TRITONSERVER_ErrorNew(int code, const char *message);
 extern void TRITONSERVER_ErrorDelete(Error *);
@@ -53,7 +56,8 @@ typedef struct {
     int stop_count;
     long max_tokens;
     uint64_t seed;
-    bool log_probs, stream;
+    bool log_probs, stream, vllm;
+    uint32_t prompt_tokens;
 } Job;
 
 static void ok(Error *error) {
@@ -121,22 +125,34 @@ static bool put(Response *response, const char *name, int type, const void *valu
     return !error;
 }
 
-static void say(Job *job, const char *text) {
-    Response *response = NULL;
-    float log_prob = -0.5f;
+static bool put_text(Response *response, const char *name, const char *text) {
     uint32_t length = (uint32_t)strlen(text);
     char *packed = malloc(length + 4u);
     memcpy(packed, &length, 4);
     memcpy(packed + 4, text, length);
+    bool whole = put(response, name, BYTES, packed, length + 4u);
+    free(packed);
+    return whole;
+}
+
+/* One response; `reason` is why the text ends with it, or "None". */
+static void say(Job *job, const char *text, const char *reason) {
+    Response *response = NULL;
+    float log_prob = -0.5f;
+    uint32_t one = 1;
     Error *error = TRITONBACKEND_ResponseNewFromFactory(&response, job->factory);
     if (!error) {
-        bool whole = put(response, "text_output", BYTES, packed, length + 4u);
+        bool whole = put_text(response, "text_output", text);
         whole = whole && (!job->log_probs || put(response, "output_log_probs", FP32, &log_prob, sizeof log_prob));
+        if (job->vllm) {
+            whole = whole && put_text(response, "finish_reason", reason);
+            whole = whole && put(response, "num_input_tokens", UINT32, &job->prompt_tokens, sizeof one);
+            whole = whole && put(response, "num_output_tokens", UINT32, &one, sizeof one);
+        }
         if (whole) ok(TRITONBACKEND_ResponseSend(response, 0, NULL));
         else ok(TRITONBACKEND_ResponseDelete(response));
     }
     ok(error);
-    free(packed);
 }
 
 static void fail(Job *job, int code, const char *message) {
@@ -165,6 +181,7 @@ static bool speak(Job *job) {
         snprintf(message, sizeof message, "Prompt length (%ld) exceeds maximum input length (%d).", words, CONTEXT);
         return fail(job, INVALID_ARG, message), false;
     }
+    job->prompt_tokens = (uint32_t)words;
     size_t said = 0, room = 1u << 20;
     char *text = calloc(1, room);
     for (long n = 0; n < own_end && n < job->max_tokens && !stopped; n++) {
@@ -184,15 +201,34 @@ static bool speak(Job *job) {
         if (!utf8) snprintf(piece, sizeof piece, " %s%s", syllables[pick & 7], syllables[pick >> 3 & 7]);
         else if (n % 2) snprintf(piece, sizeof piece, "%s", wide[pick & 7]);
         state = mixed(state, piece);
+        size_t before = said;
         if (said + sizeof piece < room) said += (size_t)snprintf(text + said, sizeof piece, "%s", piece);
-        if (job->stream) say(job, piece);
-        /* As TensorRT-LLM does, the stop word is said, and is the last. */
-        for (int s = 0; s < job->stop_count; s++) stopped = stopped || strstr(text, job->stops[s]);
+        /* As TensorRT-LLM has it the stop word is said, and is the last; vLLM leaves it out. */
+        for (int s = 0; s < job->stop_count && !stopped; s++) {
+            char *met = strstr(text, job->stops[s]);
+            stopped = met != NULL;
+            if (met && job->vllm) piece[met > text + before ? (size_t)(met - text) - before : 0] = 0;
+        }
+        if (job->stream) say(job, piece, stopped || n + 1 == own_end ? "stop" : n + 1 == job->max_tokens ? "length" : "None");
     }
-    if (!job->stream) say(job, text);
+    if (!job->stream) say(job, text, "None");
     free(text);
     ok(TRITONBACKEND_ResponseFactorySendFlags(job->factory, FINAL));
     return true;
+}
+
+/* vLLM's parameters, of a JSON that has no spaces; stop strings with escapes are never met. */
+static void read_parameters(Job *job, const char *json) {
+    job->vllm = true;
+    job->max_tokens = knob(json, "\"max_tokens\":", 16);
+    job->seed = (uint64_t)knob(json, "\"seed\":", 0);
+    const char *at = strstr(json, "\"stop\":[");
+    for (at = at ? at + 8 : NULL; at && *at == '"' && job->stop_count < 16; at += *at == ',') {
+        const char *end = strchr(++at, '"');
+        if (!end || end - at >= (long)sizeof job->stops[0]) return;
+        if (end > at) memcpy(job->stops[job->stop_count++], at, (size_t)(end - at));
+        at = end + 1;
+    }
 }
 
 static void *run(void *argument) {
@@ -230,6 +266,9 @@ Error *TRITONBACKEND_ModelInstanceExecute(Instance *instance, Request **requests
             at += 4 + length;
         }
         free(stops);
+        char *parameters = bytes_of(job->request, "sampling_parameters", &size);
+        if (parameters) read_parameters(job, parameters + 4);
+        free(parameters);
         ok(TRITONBACKEND_ResponseFactoryNew(&job->factory, job->request));
         pthread_t thread;
         pthread_create(&thread, NULL, run, job);

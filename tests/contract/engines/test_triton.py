@@ -8,7 +8,7 @@ import uvloop
 from llama_orch.plugins.engines.triton import Triton
 from llama_orch.plugins.testing.engines import EngineContract
 
-from ...engines.real_triton import CTX, MODEL, triton_server
+from ...engines.real_triton import CTX, MODEL, VLLM_MODEL, triton_server
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,8 @@ class TestTritonOverHttp(EngineContract):
     def prompt(self, tokens):
         return f"Once upon a time tokens={tokens} delay_ms={2 if tokens > 100 else 0}"
 
+    model = MODEL
+
     def url(self, server):
         return server.http
 
@@ -46,7 +48,7 @@ class TestTritonOverHttp(EngineContract):
                     "url": self.url(server),
                     "slots": 3,
                     "ctx": CTX,
-                    "model": MODEL,
+                    "model": self.model,
                     "metrics_url": server.metrics,
                     "chat_template": TEMPLATE,
                 }
@@ -72,3 +74,15 @@ class TestTritonOverGrpc(TestTritonOverHttp):
 class TestTritonOverGrpcOnUvloop(TestTritonOverGrpc):
     def new_loop(self):
         return uvloop.new_event_loop()
+
+
+class TestVllmBackendOverHttp(TestTritonOverHttp):
+    """A model with the inputs and outputs of Triton's vLLM backend."""
+
+    model = VLLM_MODEL
+    tells_prompt = "start"
+
+
+class TestVllmBackendOverGrpc(TestVllmBackendOverHttp):
+    def url(self, server):
+        return server.grpc
