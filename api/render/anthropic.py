@@ -173,6 +173,11 @@ class MessageRenderer:
         return frame("message_start", {"type": "message_start", "message": head})
 
     def _said(self, batch: EntryBatch, out: list[bytes]) -> None:
+        plain = self._blocks.plain(batch)
+        if plain is not None:
+            block, texts = plain
+            out += [self._delta(block, _DELTAS[Kind.TEXT], text) for text in texts]
+            return
         for step, block, entry in self._blocks.add(batch):
             if step is Step.PIECE:
                 if not (self._omitted and block.kind is Kind.REASONING):

@@ -71,6 +71,20 @@ class Blocks:
             if not entry.choice:
                 yield from self._add(entry)
 
+    def plain(self, batch: EntryBatch) -> tuple[Block, list[str]] | None:
+        """Take entries that only go on with the text that is being said, the usual ones: its block, and their texts.
+
+        ``None``: they are something else, and nothing was taken.
+        """
+        block = self._open
+        if block is None or block.kind is not Kind.TEXT:
+            return None
+        if batch.channels is not None or batch.choices is not None or batch.logprobs is not None:
+            return None
+        texts = [text for text in batch.texts if text]
+        block.pieces += texts
+        return block, texts
+
     def add_all(self, batches: Iterable[EntryBatch]) -> None:
         """Take entries without looking at the steps."""
         for batch in batches:

@@ -193,8 +193,7 @@ class ResponseRenderer:
         for item in items:
             kind = type(item)
             if kind is Segment:
-                for step, block, entry in self._blocks.add(item.batch):
-                    self._step(step, block, entry, out)
+                self._said(item.batch, out)
             elif kind is Started:
                 self._emit("response.in_progress", out, response=response_object(self._shown, "in_progress"))
             elif kind is Ended:
@@ -221,6 +220,26 @@ class ResponseRenderer:
         self._emit("response.created", out, response=response_object(self._shown, status))
         if background:
             self._emit("response.queued", out, response=response_object(self._shown, status))
+
+    def _said(self, batch: EntryBatch, out: list[bytes]) -> None:
+        plain = self._blocks.plain(batch)
+        if plain is None:
+            for step, block, entry in self._blocks.add(batch):
+                self._step(step, block, entry, out)
+            return
+        block, texts = plain
+        name = b"response.output_text.delta"
+        place = b'"item_id":"%b","output_index":%d,"content_index":0' % (
+            item_id(self._shown.task_id, block).encode(),
+            block.index,
+        )
+        for number, text in enumerate(texts, self._next):
+            if number > self._after:
+                out.append(
+                    b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b,"delta":%b,"logprobs":[]}\n\n'
+                    % (name, name, number, place, _encode(text))
+                )
+        self._next += len(texts)
 
     def _step(self, step: Step, block: Block, entry: Entry, out: list[bytes]) -> None:
         if step is Step.PIECE:
