@@ -75,7 +75,7 @@ class Sessions(Projection):
     """Open sessions by id, and those that expired of late."""
 
     name = "sessions"
-    version = 2
+    version = 3
 
     def __init__(self) -> None:
         #: in the order of their last use
