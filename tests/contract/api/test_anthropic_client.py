@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
 import httpx
-import httpx2
 import pytest
 from anthropic.types import MessageParam
-
-from llama_orch.core.settings import PoolSettings, QueueSettings
 
 from .live_server import LiveServer, mock_settings
 
@@ -286,59 +281,12 @@ def test_tokens_of_an_unknown_model_are_not_counted(client: anthropic.Anthropic)
         client.messages.count_tokens(model="mok", messages=CHAT)
 
 
-def test_tokens_are_not_guessed_while_the_model_is_not_loaded(make_server: Callable[..., LiveServer]) -> None:
-    server = make_server()
-    server.call(server.host.unready, "m")
-    with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as client:
-        with pytest.raises(anthropic.APIStatusError) as caught:
-            client.messages.count_tokens(model="mock", messages=CHAT)
-    assert caught.value.status_code == 503
-    assert isinstance(caught.value.body, dict)
-    assert caught.value.body["error"]["type"] == "overloaded_error"
-    assert caught.value.body["error"]["code"] == "POOL_UNREADY"
-
-
 def test_a_key_may_come_as_x_api_key_or_bearer_and_the_beta_query_changes_nothing(live: LiveServer) -> None:
     body = {"model": "mock", "max_tokens": 3, "messages": CHAT}
     with httpx.Client(base_url=live.url) as http:
         for headers in ({"x-api-key": "a"}, {"authorization": "Bearer a"}):
             headers |= {"anthropic-version": "2023-06-01", "anthropic-beta": "tools-2099-01-01"}
             assert http.post("/v1/messages?beta=true", json=body, headers=headers).status_code == 200
-
-
-def test_a_full_queue_is_waited_for_by_the_client_itself(make_server: Callable[..., LiveServer]) -> None:
-    pool = PoolSettings(id="m", engine="mock", model="mock", slots=1, queue=QueueSettings(capacity=0))
-    server = make_server(pools=[pool])
-    busy = {"model": "mock", "max_tokens": 9, "messages": [{"role": "user", "content": "[[mock fault=silent:1]]"}]}
-    with httpx.Client(base_url=server.url, timeout=30) as http:
-        with http.stream("POST", "/v1/messages", json={**busy, "stream": True}) as stream:
-            lines = stream.iter_lines()  # it ends the stream when nobody holds it
-            assert next(lines) == "event: message_start"
-            with anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as impatient:
-                with pytest.raises(anthropic.RateLimitError) as caught:
-                    impatient.messages.create(model="mock", max_tokens=3, messages=CHAT)
-            assert isinstance(caught.value.body, dict)
-            assert caught.value.body["error"]["type"] == "rate_limit_error"
-            assert int(caught.value.response.headers["retry-after"]) >= 1
-            refused = threading.Event()
-
-            def seen(response: httpx2.Response) -> None:
-                if response.status_code == 429:
-                    refused.set()
-
-            def ask() -> int:
-                hooked = anthropic.DefaultHttpxClient(event_hooks={"response": [seen]})
-                with anthropic.Anthropic(
-                    base_url=server.url, api_key="x", max_retries=3, http_client=hooked
-                ) as patient:
-                    answer = patient.messages.with_raw_response.create(model="mock", max_tokens=3, messages=CHAT)
-                    return answer.retries_taken
-
-            with ThreadPoolExecutor(1) as pool_of_one:
-                asked = pool_of_one.submit(ask)
-                assert refused.wait(20)
-                stream.close()
-                assert asked.result(30) >= 1
 
 
 def test_models_are_listed_as_anthropics_client_knows_them(client: anthropic.Anthropic) -> None:
@@ -349,24 +297,6 @@ def test_models_are_listed_as_anthropics_client_knows_them(client: anthropic.Ant
     ]
     assert models[0].created_at.year >= 2026
     assert client.models.retrieve("mock-alias").display_name == "mock-alias"
-
-
-def test_while_a_stream_waits_for_a_slot_it_is_pinged_and_told_its_place(
-    make_server: Callable[..., LiveServer],
-) -> None:
-    server = make_server(pools=[PoolSettings(id="m", engine="mock", model="mock", slots=1)])
-    body = {"model": "mock", "max_tokens": 3, "stream": True}
-    with httpx.Client(base_url=server.url, timeout=30) as http:
-        with http.stream("POST", "/v1/messages", json={**body, "messages": fault("silent:1")}) as busy:
-            lines = busy.iter_lines()
-            assert next(lines) == "event: message_start"
-            with http.stream("POST", "/v1/messages", json={**body, "messages": CHAT}) as waiting:
-                more = waiting.iter_lines()
-                assert next(more).startswith(": queued position=0 predicted_start_ms=")
-                assert [next(more) for _ in range(3)] == ["", "event: ping", 'data: {"type":"ping"}']
-                busy.close()
-                assert "event: message_start" in more
-                assert "event: message_stop" in more
 
 
 def test_what_coding_agents_send_is_taken(live: LiveServer) -> None:
