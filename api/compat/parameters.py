@@ -19,8 +19,9 @@ STRICT_HEADER: Final = "X-Strict-Parameters"
 #: for the declarations of routes
 STRICT_HELP: Final = {STRICT_HEADER: "`true`: parameters that would have no effect are refused with 400 instead."}
 IGNORED_HELP: Final = {IGNORED_HEADER: "Parameters of the request that had no effect."}
-#: as many are named
+#: as many are named, and so many characters of each
 _MOST = 64
+_LONGEST = 100
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -57,7 +58,8 @@ def ignored_parameters(
                 found += [f"{outer}.{name}" for name in _keys(names[outer]) if name not in served]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise not_json(raw, error) from None
-    return [name for name in dict.fromkeys((*found, *inside)) if name.isascii() and name.isprintable()][:_MOST]
+    told = [name for name in dict.fromkeys((*found, *inside)) if name.isascii() and name.isprintable()]
+    return [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in told[:_MOST]]
 
 
 def name_or_refuse(call: Call, ignored: list[str], *, strict: bool) -> dict[str, str]:

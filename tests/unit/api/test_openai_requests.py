@@ -188,6 +188,21 @@ def test_what_has_no_effect_is_named_wherever_it_stands(ask: Ask) -> None:
     )
 
 
+def test_what_has_no_effect_is_named_in_a_header_of_sensible_size(ask: Ask) -> None:
+    many = {f"x{n}": 1 for n in range(100)}
+    named = post(ask, "/v1/chat/completions", CHAT | many).headers["x-ignored-parameters"].split(", ")
+    assert named == [f"x{n}" for n in range(64)]
+    odd = {"l" * 2000: 1, "ünprintable": 1, "line\nbreak": 1, "fine": 1}
+    assert post(ask, "/v1/chat/completions", CHAT | odd).headers["x-ignored-parameters"] == f"{'l' * 100}..., fine"
+
+
+def test_what_has_no_effect_is_json_all_the_same(ask: Ask, services: FakeServices) -> None:
+    body = b'{"model": "mock", "prompt": "x", "metadata": {"size": 1e999}}'
+    answer = ask("POST", "/v1/completions", body=body)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "INVALID_PARAMS")
+    assert asked(services) == []
+
+
 @pytest.mark.parametrize("wish", ["true", "TRUE", "1"])
 def test_who_is_strict_is_refused_what_would_have_no_effect(ask: Ask, services: FakeServices, wish: str) -> None:
     headers = {"X-Strict-Parameters": wish}
