@@ -21,6 +21,11 @@ class RefusedError(Exception):
         self.failure = AttemptFailure(kind=kind, message=message, retriable=retriable)
 
 
+def failed_plugin(error: Exception) -> AttemptFailure:
+    """What an exception that nobody expected means for an attempt."""
+    return AttemptFailure(kind="invalid", message=f"the engine's plugin failed: {error!r}", retriable=False)
+
+
 class Frames(Protocol):
     """Reads one answer. After ``end`` or ``failure`` bytes are ignored."""
 
@@ -116,6 +121,10 @@ class StreamAttempt:
         except RefusedError as error:
             self.vacated = True
             self._fail(error.failure)
+        except Exception as error:
+            # Nobody waits for this task: whatever it raises, the attempt must not be left without an end.
+            self.vacated = True
+            self._fail(failed_plugin(error))
 
     # --- StreamHandler
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from .. import AttemptFailure, AttemptSink, ConfigError, EngineHealth, EngineState
 from ._slots import EngineGoneError
-from ._stream_attempt import Owner, RefusedError
+from ._stream_attempt import Owner, RefusedError, failed_plugin
 from ._triton_frames import Answer, failure_of
 from ._triton_model import Model, Tensor
 
@@ -158,13 +158,15 @@ class GrpcTransport:
         self._attempts.discard(attempt)
 
     def request(self, tensors: Mapping[str, Any], model: Model) -> Any:
-        """The message that asks the model for a stream."""
+        """The message that asks the model for a stream. :raises RefusedError: an input is of a type that is none here."""
         request = self._messages.ModelInferRequest(model_name=self._name, model_version=self._version)
         # The last response says that it is, also when it holds nothing else.
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         for name, value in tensors.items():
             tensor = model.tensor(name)
             assert tensor is not None
+            if tensor.datatype not in _CONTENTS:
+                raise RefusedError("invalid", f"{name}: it is of type {tensor.datatype}, which is not sent over gRPC")
             field, kind = _CONTENTS[tensor.datatype]
             values = value if isinstance(value, list) else [value]
             shape = [1] * (len(tensor.shape) - 1) + [len(values)]
@@ -274,14 +276,19 @@ class GrpcAttempt:
         except RefusedError as error:
             self.vacated = True
             self._fail(error.failure)
+        except Exception as error:
+            # Nobody waits for this task: whatever it raises, the attempt must not be left without an end.
+            self.vacated = True
+            self._fail(failed_plugin(error))
 
     async def _run(self, tensors: Mapping[str, Any], model: Model) -> None:
         transport, call = self._transport, None
         try:
+            request = transport.request(tensors, model)
             call = transport.call()
             self.asked = True
             self._owner.sent += 1
-            await call.write(transport.request(tensors, model))
+            await call.write(request)
             # As Triton's own client does, the end of the requests stays open while the answer comes, and a call whose
             # answer is complete is not cancelled but read to its end.
             while not self._answer.over():

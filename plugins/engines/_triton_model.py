@@ -87,6 +87,11 @@ class Model(msgspec.Struct, frozen=True):
         """Whether it takes a text and gives one."""
         return self.takes(TEXT_IN) and any(tensor.name == TEXT_OUT for tensor in self.outputs)
 
+    @property
+    def takes_no_text(self) -> str:
+        """Why it is of no use here, in words."""
+        return f"{self.name} takes {_names(self.inputs)} and gives {_names(self.outputs)}, not {TEXT_IN} and {TEXT_OUT}"
+
     def features(self) -> list[str]:
         """What of :data:`~llama_orch.plugins.FEATURES` it has."""
         found = ["continue"]

@@ -129,13 +129,15 @@ class Triton:
         """What the server says of itself and of the model.
 
         Raises:
-            UnavailableError: it does not answer, or not as Triton does.
+            UnavailableError: it does not answer, or not as Triton does, or the model is none that says texts.
         """
         try:
             version = await self._transport.version()
             model = await self._learn()
         except RefusedError as error:
             raise UnavailableError(error.failure.message, engine=NAME) from error
+        if not model.speaks:
+            raise UnavailableError(model.takes_no_text, engine=NAME)
         template = hashlib.sha256(self._chat_template.encode()).hexdigest() if self._chat_template else ""
         return EngineProperties(
             engine_version=f"triton {version}",
@@ -146,14 +148,12 @@ class Triton:
             slots=self._slots,
             ctx=self._ctx,
             flags=f"platform={model.platform} versions={','.join(model.versions)}",
-            workloads=self._workloads(model),
+            workloads=self._workloads(),
             features=self._features(model),
             device=self._device,
         )
 
-    def _workloads(self, model: Model) -> tuple[str, ...]:
-        if not model.speaks:
-            return ()
+    def _workloads(self) -> tuple[str, ...]:
         return ("completion", "chat") if self._template is not None else ("completion",)
 
     def _features(self, model: Model) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ class Triton:
             raise RefusedError("invalid", f"messages: {error}") from error
 
     def _tensors(self, job: GenerateJob, prompt: str, model: Model) -> dict[str, Any]:
-        able = {*self._able(), *self._workloads(model), *self._features(model)}
+        able = {*self._able(), *self._workloads(), *self._features(model)}
         require_able(job, able, NAME)
         return tensors_of(job, model, prompt=prompt, max_tokens=limit_of(job, self._ctx))
 

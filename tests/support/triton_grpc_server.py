@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -65,10 +65,16 @@ class Wire:
 
 
 class TritonGrpcServer:
-    """One model of TensorRT-LLM's contract; ``fault`` is one of those that the contract of engines names."""
+    """One model of TensorRT-LLM's contract.
 
-    def __init__(self, *, fault: str = "") -> None:
+    Args:
+        fault: of those that the contract of engines names; "" = none.
+        inputs: of the model, and their types.
+    """
+
+    def __init__(self, *, fault: str = "", inputs: Mapping[str, str] = INPUTS) -> None:
         self.fault = fault
+        self.inputs = inputs
         self.ctx = 4096
         self.completed = 0
         #: requests that streams asked for
@@ -127,7 +133,7 @@ class TritonGrpcServer:
             message = f"Request for unknown model: '{MODEL}' has no available versions"
             await context.abort(grpc.StatusCode.UNAVAILABLE, message)
         told = messages.ModelMetadataResponse(name=MODEL, versions=["1"], platform="made-up")
-        for name, kind in INPUTS.items():
+        for name, kind in self.inputs.items():
             told.inputs.add(name=name, datatype=kind, shape=[1])
         told.outputs.add(name="text_output", datatype="BYTES", shape=[1])
         return told

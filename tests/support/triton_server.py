@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from llama_orch.plugins.engines._mock_script import KnobError, tokenize
@@ -21,7 +22,16 @@ INPUTS = {
 
 
 class TritonServer(StandIn):
-    """One model of TensorRT-LLM's contract."""
+    """One model of TensorRT-LLM's contract.
+
+    Args:
+        fault: of those that the contract of engines names; "" = none.
+        inputs: of the model, and their types.
+    """
+
+    def __init__(self, *, fault: str = "", inputs: Mapping[str, str] = INPUTS) -> None:
+        super().__init__(fault=fault)
+        self.inputs = inputs
 
     async def answer(self, reply: Reply, method: str, path: str, body: Any) -> None:
         model = f"/v2/models/{MODEL}"
@@ -33,7 +43,7 @@ class TritonServer(StandIn):
         elif loading:
             await self.error(reply, 400, f"Request for unknown model: '{MODEL}' has no available versions")
         elif (method, path) == ("GET", model):
-            inputs = [{"name": name, "datatype": kind, "shape": [1]} for name, kind in INPUTS.items()]
+            inputs = [{"name": name, "datatype": kind, "shape": [1]} for name, kind in self.inputs.items()]
             outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [1]}]
             told = {"name": MODEL, "versions": ["1"], "platform": "made-up", "inputs": inputs, "outputs": outputs}
             await reply.whole(200, told)

@@ -132,6 +132,19 @@ def test_a_chat_has_the_token_that_begins_a_sequence_once():
     run(test)
 
 
+def test_a_job_that_nobody_expected_ends_all_the_same():
+    async def test():
+        async with TgiServer().serving() as server:
+            engine, sink = Tgi({"url": server.url}), Recorder()
+            handle = engine.generate(job(sampling={"temperature": "hot"}), sink)
+            failure = await sink.failure()
+            assert (failure.kind, failure.retriable) == ("invalid", False)
+            assert await handle.slot_free() == "slot-free"
+            await engine.close()
+
+    run(test)
+
+
 def test_a_model_without_a_template_takes_no_chats():
     async def test():
         async with TgiServer(chats=False).serving() as server:

@@ -16,7 +16,7 @@ from llama_orch.plugins.engines.triton import Triton
 from llama_orch.plugins.testing.engines import Recorder
 
 from ...support.triton_grpc_server import TritonGrpcServer
-from ...support.triton_server import MODEL, TritonServer
+from ...support.triton_server import INPUTS, MODEL, TritonServer
 
 JOB = GenerateJob(task_id="t", attempt=1, prompt="hello", slot=1, seed=5, max_tokens=4)
 TENSORRT = {
@@ -261,6 +261,37 @@ def test_a_server_that_is_no_triton_is_not_understood():
             sink = Recorder()
             engine.generate(JOB, sink)
             assert (await sink.failure()).kind == "garbage"
+            await engine.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", [TritonServer, TritonGrpcServer])
+def test_a_model_that_says_no_texts_is_not_ready_and_does_nothing(kind):
+    async def test():
+        async with kind(inputs={"picture": "BYTES"}).serving() as server:
+            engine = Triton({"url": server.url, "model": MODEL})
+            with pytest.raises(UnavailableError, match="picture"):
+                await engine.properties()
+            sink = Recorder()
+            handle = engine.generate(JOB, sink)
+            assert (await sink.failure()).kind == "invalid"
+            assert await handle.slot_free() == "slot-free"
+            await engine.close()
+
+    run(test)
+
+
+def test_an_input_of_a_type_that_grpc_cannot_carry_is_refused():
+    async def test():
+        async with TritonGrpcServer(inputs={**INPUTS, "temperature": "FP16"}).serving() as server:
+            engine = Triton({"url": server.url, "model": MODEL})
+            sink = Recorder()
+            handle = engine.generate(job(sampling={"temperature": 0.5}), sink)
+            failure = await sink.failure()
+            assert (failure.kind, "FP16" in failure.message) == ("invalid", True)
+            assert await handle.slot_free() == "slot-free"
+            assert engine.sent == 0
             await engine.close()
 
     run(test)
