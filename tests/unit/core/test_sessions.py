@@ -69,15 +69,18 @@ def test_a_session_may_ask_for_turns_and_time_within_the_bounds() -> None:
 
 @pytest.mark.parametrize("field, got", [("session_ttl_ms", 5_001), ("session_turn_limit", 3)])
 def test_beyond_the_bounds_the_field_is_refused(field: str, got: int) -> None:
+    task: dict[str, Any] = {field: got}
+    one: dict[str, Any] = {field: 1}
+    session: dict[str, Any] = {field.removeprefix("session_"): got}
     with on_stage(settings=kept({"p": 1}, max_ttl_ms=5_000, max_turn_limit=2)) as stage:
         with pytest.raises(InvalidParamsError) as caught:
-            stage.submit(session_id=ONE, **{field: got})
+            stage.submit(session_id=ONE, **task)
         assert (caught.value.field, caught.value.got) == (field, got)
         with pytest.raises(InvalidParamsError) as caught:
-            stage.submit(**{field: 1})
+            stage.submit(**one)
         assert caught.value.field == field
         with pytest.raises(InvalidParamsError) as caught:
-            stage.run(stage.services.sessions.create(LOCAL, **{field.removeprefix("session_"): got}))
+            stage.run(stage.services.sessions.create(LOCAL, **session))
         assert caught.value.field == field.removeprefix("session_")
         assert not stage.payloads(SessionOpened)
 
@@ -205,12 +208,22 @@ def test_what_an_engine_holds_is_told_with_its_size() -> None:
         assert told.state.kv is not None
         assert told.state.kv.tokens == 3 + 3  # the engine's count at the end of the turn is the last word
         assert told.kv_bytes == 6 * 8_192_000 // 8192
-        stage.pool_ready("p")  # its engine was started anew
+
+
+def test_what_an_engine_held_is_gone_with_its_process() -> None:
+    with on_stage(settings=kept({"p": 1})) as stage:
+        turn(stage, ONE)
+        assert view(stage, ONE).kv_warmth
+        with stage.loop.running():
+            stage.host.unready("p", "exited")
         stage.settle()
-        generation = stage.journal.head.pools.by_id["p"].observed
-        assert generation is not None
+        assert not view(stage, ONE).kv_warmth
+        with stage.loop.running():
+            stage.host.ready("p", stage.engines["p"].own_properties(), generation=9)
+        stage.settle()
         told = view(stage, ONE)
-        assert told.kv_warmth == (told.state.kv.generation == generation.generation)
+        assert (told.kv_warmth, told.kv_bytes) == (False, 0)
+        assert not stage.journal.head.leases.by_id
 
 
 def test_deleting_an_idle_session_frees_its_slot() -> None:
