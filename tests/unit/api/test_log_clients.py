@@ -58,7 +58,7 @@ def test_each_event_is_said_in_a_sentence(event: object, human: str) -> None:
         ({"kv_lost": True}, {"kv_warmth": False, "kv_migrated": False}),
     ],
 )
-def test_a_started_frame_says_what_became_of_the_kv_cache(how: dict[str, bool], told: dict[str, bool]) -> None:
+def test_a_started_frame_says_what_became_of_the_kv_cache(how: dict[str, Any], told: dict[str, bool]) -> None:
     event = TaskStarted(
         task_id="t", attempt=1, pool_id="p", replica_id="r0", engine="e", engine_version="1", seed=1, **how
     )
