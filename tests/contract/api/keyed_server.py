@@ -76,6 +76,16 @@ class KeyedServer:
         return answers_in(said)
 
 
+def head_of(key: str | None, *lines: str, host: str = "127.0.0.1") -> bytes:
+    """Headers of a request after its first line."""
+    own = [f"Host: {host}", "Connection: close", *([f"Authorization: Bearer {key}"] if key else []), *lines]
+    return "".join(f"{line}\r\n" for line in own).encode("latin-1") + b"\r\n"
+
+
+def get(path: str, key: str | None, *lines: str, host: str = "127.0.0.1") -> bytes:
+    return f"GET {path} HTTP/1.1\r\n".encode("latin-1") + head_of(key, *lines, host=host)
+
+
 def answers_in(said: bytes) -> list[tuple[int, bytes]]:
     """The answers in what a connection said, all with a Content-Length."""
     found = []
