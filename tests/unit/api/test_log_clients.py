@@ -24,7 +24,10 @@ ACCOUNT: dict[str, Any] = {"account": "key/k/day", "scope": "key", "subject": "k
             BudgetSet(**ACCOUNT, tokens=5, decode_us=1_500, cost_pico=25 * 10**11),
             "The key k may spend 5 tokens, 1.5 ms of decoding, 2.5 of money each day (UTC).",
         ),
-        (BudgetSet(**ACCOUNT | {"window": "none"}), "The key k is counted, without a cap."),
+        (
+            BudgetSet(account="key/k/none", scope="key", subject="k", window="none"),
+            "The key k is counted, without a cap.",
+        ),
         (BudgetRemoved(account="key/k/day"), "The budget key/k/day was removed."),
         (
             BudgetRolled(account="key/k/day", window_start_ns=1, window_end_ns=2, spent=Amount(tokens=3, cost_pico=1)),
