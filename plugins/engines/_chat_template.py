@@ -102,8 +102,9 @@ class ChatTemplate:
 
 
 def plain(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a chat is of the kind that the probes stand for: text from system, user and assistant."""
-    return all(
+    """Whether a chat is of the kind that the probes stand for: text from system, user and assistant, who is to speak
+    next. What an assistant has begun to say engines go on with, which no template tells."""
+    return (not messages or messages[-1].get("role") != "assistant") and all(
         m.keys() == {"role", "content"} and m["role"] in _ROLES and isinstance(m["content"], str) for m in messages
     )
 

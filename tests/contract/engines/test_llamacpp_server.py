@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.core.settings import PoolSettings, ProvisioningSettings
-from llama_orch.plugins import GenerateJob
+from llama_orch.plugins import ChatJob, GenerateJob
 from llama_orch.plugins.engines._llama_launch import LOG_CAUSES
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.manager import PluginManager
@@ -157,6 +157,34 @@ def test_what_an_idle_slot_holds_is_given_up_where_that_is_for_good(model, argum
         assert not await engine.forget(1), "nobody answers"
 
     with llama_server(model, extra=arguments) as url:
+        asyncio.run(test(url))
+
+
+@pytest.mark.parametrize(
+    "chat, ends",
+    [
+        ([{"role": "user", "content": " Räin & <b>?"}], "assistant\n"),
+        ([{"role": "system", "content": "be brief"}, {"role": "user", "content": "one"}], "assistant\n"),
+        ([{"role": "user", "content": "one"}, {"role": "assistant", "content": "Once upon"}], "Once upon"),
+    ],
+    ids=["a question", "an instruction", "an answer that was begun"],
+)
+def test_a_chat_that_is_rendered_says_what_one_says_that_the_engine_parses(model, chat, ends):
+    async def test(url):
+        engine = LlamaCpp({"url": url})
+        prompt = await engine.render_chat(chat)
+        assert prompt.endswith(ends)
+        said = []
+        for more in ({"prompt": prompt}, {"chat": ChatJob(messages=chat)}):
+            sink = Recorder()
+            job = GenerateJob(task_id="t", attempt=1, workload="chat", seed=3, slot=0, max_tokens=12, **more)
+            engine.generate(job, sink)
+            end = await sink.end()
+            said.append((sink.text, end.tokens, end.prompt_tokens, end.finish_reason))
+        assert said[0] == said[1]
+        await engine.close()
+
+    with llama_server(model) as url:
         asyncio.run(test(url))
 
 

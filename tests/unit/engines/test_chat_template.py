@@ -75,7 +75,8 @@ def test_a_template_that_renders_otherwise_here_is_left_to_the_engine(source):
     "messages, local",
     [
         (USER, True),
-        ([{"role": "system", "content": "s"}, *USER, {"role": "assistant", "content": "a"}], True),
+        ([{"role": "system", "content": "s"}, *USER, {"role": "assistant", "content": "a"}, *USER], True),
+        ([*USER, {"role": "assistant", "content": "begun"}], False),
         ([{"role": "tool", "content": "x"}], False),
         ([{"role": "developer", "content": "x"}], False),
         ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], False),
