@@ -40,7 +40,6 @@ ALLOWED: dict[str, str] = {
     "client/__init__.py:__getattr__": "Python calls it",
     "client/errors.py:correlation_id": "for whoever catches it",
     "core/errors.py:*Error": "the table of codes; the codes are part of the API before something answers them",
-    "core/journal/committer.py:__cause__": "Python shows it",
     "core/journal/index.py:rebuild": "what the index is held against",
     "core/journal/index.py:unpack_frame_numbers": "what the index is held against",
     "core/registry.py:upcaster": "for the first event of which a second version is made",

@@ -212,6 +212,12 @@ class Attempt:
 
     # --- inside
 
+    def _pause_under_pressure(self) -> None:
+        sink, request = self._sink, self._request
+        if sink is not None and request is not None and sink.pressure():
+            self._paused = True
+            request.pause()
+
     def _advance(self, planned: Planned, batch: EntryBatch | None) -> None:
         answer = planned.answer
         if self._sink is not None and not self.took_off and answer.start is not None:
@@ -220,9 +226,7 @@ class Attempt:
             self._sink.started(answer.start)
         if self._sink is not None and batch is not None:
             self._sink.entries(batch)
-            if self._sink is not None and self._sink.pressure() and self._request is not None:
-                self._paused = True
-                self._request.pause()
+            self._pause_under_pressure()
         if self._sink is None:
             return
         if answer.end is not None:

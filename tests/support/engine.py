@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from llama_orch.core.entries import EntryBatch, batch_of
 from llama_orch.core.errors import InvalidParamsError, PoolUnavailableError
 from llama_orch.core.ports import (
@@ -151,15 +153,15 @@ class ScriptedEngine:
         return next(a for a in reversed(self.attempts) if a.job.task_id == task_id)
 
     def own_properties(self) -> EngineProperties:
-        return EngineProperties(
+        own = EngineProperties(
             engine_version="scripted-1",
             model_name="m",
             slots=self.slots,
             ctx=self.ctx,
             strict_capable=self.strict_capable,
             workloads=self.workloads,
-            **({} if self.features is None else {"features": self.features}),
         )
+        return own if self.features is None else msgspec.structs.replace(own, features=self.features)
 
     async def health(self) -> EngineHealth:
         return EngineHealth(state=EngineState.READY)

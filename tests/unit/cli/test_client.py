@@ -110,9 +110,7 @@ def test_an_error_of_the_transport_does_not_end_the_task(server, client, frame):
     server.on(
         "GET",
         STREAM,
-        answer(
-            chunks=[frame("started", {}, "1.0"), frame("error", {"code": "JOURNAL_UNAVAILABLE", "message": "x"})]
-        ),
+        answer(chunks=[frame("started", {}, "1.0"), frame("error", {"code": "JOURNAL_UNAVAILABLE", "message": "x"})]),
         answer(chunks=[frame("end", {}, "1.1")]),
     )
     assert [event for event, _, _ in events(client.stream("t"))] == ["started", "reconnected", "end"]

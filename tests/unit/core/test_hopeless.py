@@ -33,8 +33,7 @@ def test_a_wish_that_no_pool_can_fulfil_is_refused(placement: PlacementRequest, 
 
 def test_strict_determinism_on_a_pool_that_still_starts_is_told_to_come_later() -> None:
     with on_stage(ready=False, slots={"p": 1}) as stage:
-        directory: Any = stage.services.admission._engines
-        directory.by_pool = {}
+        stage.engines.clear()  # none was seen yet
         with pytest.raises(PoolUnreadyError):
             stage.submit(determinism="strict")
 
