@@ -131,15 +131,30 @@ class _Server(uvicorn.Server):
     """uvicorn's server; signals belong to whoever calls :func:`serve`.
 
     :param accepting: called once connections are accepted.
+    :param tls: how connections are encrypted; ``None`` = not.
+    :param handshake_ms: how long a client may take to agree on that; uvicorn would give it a minute. 0 = so long.
     """
 
-    def __init__(self, config: uvicorn.Config, accepting: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, accepting: Callable[[], None], tls: ssl.SSLContext | None, handshake_ms: int
+    ) -> None:
         super().__init__(config)
         self._accepting = accepting
+        self._listening: dict[str, Any] = {"ssl": tls, "backlog": config.backlog}
+        if tls is not None and handshake_ms:
+            self._listening["ssl_handshake_timeout"] = handshake_ms / 1000
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        for sock in sockets or ():
+            self.servers.append(await loop.create_server(self._protocol, sock=sock, **self._listening))
         self._accepting()
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state={})
+        return made
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -183,10 +198,8 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(grace_s)),
         backlog=BACKLOG,
     )
-    config.load()
-    config.ssl = tls
     url = url_of(sock, "https" if tls is not None else "http")
-    server = _Server(config, lambda: ready(url) if ready is not None else None)
+    server = _Server(config, lambda: ready(url) if ready is not None else None, tls, settings.limits.header_timeout_ms)
 
     async def watch() -> None:
         await stop.wait()

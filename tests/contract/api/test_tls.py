@@ -17,6 +17,7 @@ from llama_orch.api.tls import server_context, subject_of
 from llama_orch.client import Client
 from llama_orch.core.auth_settings import TlsSettings
 from llama_orch.core.errors import ConfigError
+from llama_orch.core.settings import LimitSettings
 
 from .certificates import Authority
 from .keyed_server import PROMPT, SECRETS, code_of
@@ -113,6 +114,18 @@ def test_who_does_not_speak_tls_hears_nothing(plain: LiveServer) -> None:
         except ConnectionResetError:
             said = b""
     assert b"HTTP/1.1" not in said
+
+
+def test_a_handshake_that_is_not_ended_is_cut_off_by_time(make_server: Callable[..., LiveServer], stage: Stage) -> None:
+    server = make_server(tls=stage.tls(), limits=LimitSettings(header_timeout_ms=300))
+    host, port = server.url.removeprefix("https://").split(":")
+    for begun in (b"", b"\x16\x03\x01\x02\x00"):
+        with socket.create_connection((host, int(port)), timeout=20) as one:
+            one.sendall(begun)
+            try:
+                assert one.recv(65536) == b""
+            except ConnectionResetError:
+                continue
 
 
 def test_older_versions_are_refused(stage: Stage) -> None:
