@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from ..core.errors import OrchError
+from ..core.errors import ConfigError, OrchError
 from ..core.ports import Clock, Engine, EngineFactory, EngineHealth, EngineProperties, EngineState
 from . import causes
 from .hosts import Found, Host
@@ -254,6 +254,9 @@ class Worker:
         except PreloadError as error:
             # What the engine said itself names the cause better, e.g. memory that ran out while it decoded.
             self._unhealthy(self._host.said() or causes.trouble("preload-failed", str(error)))
+            return
+        except ConfigError as error:
+            self._unhealthy(causes.trouble("bad-configuration", error.message, error.what_to_do))
             return
         except OrchError as error:
             self._unhealthy(Trouble("not-understood", error.message, error.what_to_do))

@@ -399,6 +399,18 @@ def test_an_external_server_of_another_kind_is_told_as_that(data_dir):
     run(test)
 
 
+def test_an_option_that_an_engine_does_not_take_is_told_as_what_has_to_be_mended(data_dir):
+    async def test():
+        heard = Heard()
+        manager = managed(data_dir, heard)
+        await manager.apply(desired(pool("m", "mock", options={"script": {"unheard-of": 1}})))
+        told = await heard.next("m", "bad-configuration")
+        assert "unheard-of" in told["detail"]
+        await manager.stop(kill_engines=False)
+
+    run(test)
+
+
 def test_an_unknown_engine_is_refused_with_the_names_there_are(data_dir):
     async def test():
         heard = Heard()
