@@ -14,6 +14,7 @@ from ..exits import CliError
 from ..shell import Shell
 
 if TYPE_CHECKING:
+    from ..client import Client
     from ..server_file import ServerFile
 
 
@@ -248,7 +249,11 @@ def env(options: argparse.Namespace, shell: Shell) -> int:
             raise
         url = f"http://{loaded_from(options, shell).settings.bind}"
         shell.note(f"No server runs yet; this is where `llama-orch serve` will answer: {url}")
-    Client(url)
+    client = Client(url, ca_file=shell.environ.get("LLORCH_CA_FILE", ""))
+    if not shell.environ.get("LLORCH_API_TOKEN") and _asks_for_a_key(client):
+        shell.note(
+            "The server asks for a key: `llama-orch keys create NAME` makes one; set LLORCH_API_TOKEN to it first."
+        )
     variables = client_variables(url, shell.environ.get("LLORCH_API_TOKEN") or "local")
     if shell.as_json:
         shell.json(variables)
@@ -258,6 +263,14 @@ def env(options: argparse.Namespace, shell: Shell) -> int:
             f"set -gx {name} {shlex.quote(value)}" if options.shell == "fish" else f"export {name}={shlex.quote(value)}"
         )
     return exits.OK
+
+
+def _asks_for_a_key(client: Client) -> bool:
+    try:
+        client.get("/v1/models")
+    except CliError as error:
+        return error.details.get("http_status") == 401
+    return False
 
 
 def client_variables(url: str, token: str) -> dict[str, str]:

@@ -49,6 +49,8 @@ def test_a_life_of_keys_by_the_command_line(new_server: Any) -> None:
     (listed,) = home.json("keys", "list")["keys"]
     assert (listed["name"], listed["state"], listed["requests_per_minute"]) == ("agent", "active", 60)
     assert "active" in home.call("keys", "show", "agent").out
+    assert "asks for a key" in home.call("env").err
+    assert f"OPENAI_API_KEY={key}" in home.call("env", environ={"LLORCH_API_TOKEN": key}).out
     assert home.call("run", "hi", "--model", "mock").status == 0, "commands on the machine go on"
     assert home.call("keys", "list", environ={"LLORCH_API_TOKEN": key}).status == 0
     wrong = home.call("keys", "list", environ={"LLORCH_API_TOKEN": "wrong"})
