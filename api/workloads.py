@@ -116,7 +116,7 @@ def _require_tools(request: TaskRequest) -> None:
 
 def _require_choice(choice: str | dict[str, Any] | None, names: set[str]) -> None:
     """:raises InvalidParamsError: no tool is meant by it."""
-    if choice is None or choice in {"auto", "none"}:
+    if choice is None or choice in ("auto", "none"):
         return
     expected = "auto, none, required, or one of the functions of tools"
     wanted: Any = choice
