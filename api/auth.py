@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from ..core.auth_settings import ProxySettings
-from ..core.errors import BadTokenError, ForbiddenError, InvalidParamsError, MissingTokenError
+from ..core.errors import BadTokenError, ForbiddenError, InvalidParamsError, MissingTokenError, RequestError
 from ..core.services.caller import SCOPES, Caller
 from ..core.services.keys import KeyService, digest_of, identity_of
 from ..core.services.limits import Meter
@@ -153,7 +153,7 @@ class Authentication:
         """
         refuse_key_in_url(scope.get("raw_path") or scope["path"].encode(), scope["query_string"])
         if scope["path"] in self._public:
-            return NOBODY
+            return self._visitor(scope)
         headers = scope["headers"]
         if self._proxy is not None:
             said = self._proxy.caller_of(headers, scope.get("client"))
@@ -173,6 +173,17 @@ class Authentication:
             msg = "what the request brings is too long to be a key"
             raise BadTokenError(msg, field="Authorization")
         return self._holder_of(token, scope.get("client"))
+
+    def _visitor(self, scope: dict[str, Any]) -> Caller:
+        """Who calls what everybody may call: with a key that is good somebody who may be told more."""
+        if self.open:
+            return LOCAL
+        try:
+            token = token_of(scope["headers"])
+            found = self._holder_of(token, scope.get("client")) if token is not None else None
+        except RequestError:
+            return NOBODY
+        return found or NOBODY
 
     def _holder_of(self, token: bytes, client: Sequence[Any] | None) -> Caller | None:
         secrets, digest = self._secrets, digest_of(token)

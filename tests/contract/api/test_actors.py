@@ -141,7 +141,7 @@ def test_what_changes_nothing_is_a_get_or_says_so() -> None:
 def test_every_route_says_which_scope_it_needs() -> None:
     for kind, method, op in operations():
         assert op.scopes == ("public",) or (op.scopes and set(op.scopes) <= set(SCOPES)), f"{method} {kind.path}"
-    assert [kind.path for kind, _, op in operations() if "public" in op.scopes] == ["/health"]
+    assert [kind.path for kind, _, op in operations() if "public" in op.scopes] == ["/health", "/readyz"]
     free = {f"{m.upper()} {k.path}" for k, m, op in operations() if op.changes and op.scopes != ("admin",)}
     assert all("inference" in op.scopes for k, m, op in operations() if f"{m.upper()} {k.path}" in free)
     admins = {k.path.split("/")[2] for k, _, op in operations() if op.scopes == ("admin",)}

@@ -21,7 +21,7 @@ from .keyed_server import BOOTSTRAP, PROMPT, KeyedServer, code_of, get
 
 LIMITS = LimitSettings(header_bytes=32_768)
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "attacks.md"
-PROTECTED = ["/v1/tasks", "/v1/keys", "/metrics", "/readyz", "/openapi.json", "/v1/journal/export", "/nowhere"]
+PROTECTED = ["/v1/tasks", "/v1/keys", "/metrics", "/openapi.json", "/v1/journal/export", "/nowhere"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,9 @@ def test_01_no_key(server: KeyedServer) -> None:
             answer = server.ask(None, method, kind.path.replace("{", "").replace("}", ""))
             assert answer.status_code == 401, f"{method} {kind.path}"
     assert server.ask(None, "GET", "/health").status_code == 200
+    ready = server.ask(None, "GET", "/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"ready": True, "journal": "", "pools": {}})
+    assert server.ask("lo_" + "A" * 43, "GET", "/readyz").json() == ready.json()
 
 
 @pytest.mark.parametrize(

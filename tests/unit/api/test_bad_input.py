@@ -293,10 +293,10 @@ _NAMES = sorted({field.encode_name for _, _, op in OPERATIONS if op.body for fie
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_json_object_is_a_defect(ask: Ask, fields: dict[str, Any], with_text: bool) -> None:
     texts = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]} if with_text else {}
-    body = json.dumps({"model_ref": "m", "model": "m", **texts, **fields}, allow_nan=True).encode()
+    body = json.dumps({"model_ref": "mock", "model": "mock", **texts, **fields}, allow_nan=True).encode()
     for path in ("/v1/tasks", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize"):
         answer = ask("POST", path, body=body)
-        assert answer.status in {200, 202, 400, 413}
+        assert answer.status in {200, 202, 400, 404, 413}  # 404: of a model of another name
         if answer.status >= 400:
             problem_of(answer)
 
