@@ -22,7 +22,7 @@ def main() -> None:
     for n in range(KEYS):
         made = KeyCreated(key_id=f"key-{n}", name=f"k{n}", digest=digest_of(b"lo_%040d" % n), scopes=["inference"])
         head.keys.handlers()[KeyCreated](Recorded(1, 1, 1, f"key:{n}", 0, "key.created", 1, "localhost", "", made))
-    service = KeyService(cast("Any", SimpleNamespace(head=head, now_ns=lambda: 2)), bytes)
+    service = KeyService(cast("Any", SimpleNamespace(head=head, now_ns=lambda: 2)), bytes, cast("Any", None))
     secrets = Secrets(bootstrap=digest_of(b"bootstrap"), local=digest_of(b"local"))
     auth = Authentication(service, Settings(), secrets=secrets, provider=None, public=frozenset({"/health"}))
     names = (b"host", b"user-agent", b"accept", b"content-type", b"content-length")

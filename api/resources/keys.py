@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...core.errors import ConflictError, InvalidParamsError, JournalUnavailableError
+from ...core.errors import ConflictError, JournalUnavailableError
 from ...core.services.keys import KeySpec, KeyView
 from ..operations import Answer, Call, Resource, operation, resource
 
@@ -30,14 +30,7 @@ class KeysResource(Resource):
     @operation("Make a key.", status=201, errors=(ConflictError, JournalUnavailableError))
     async def on_post(self, call: Call, body: KeySpec) -> NewKey | Answer:
         """From the first key on, every caller has to bring one; commands on the server's own machine go on working."""
-        windows = [budget.window for budget in body.budgets]
-        twice = next((window for window in windows if windows.count(window) > 1), None)
-        if twice is not None:
-            msg = f"there are several budgets of the window {twice}"
-            raise InvalidParamsError(msg, field="budgets", got=twice, expected="one for each window")
         key, secret = await self.services.keys.create(body, call.caller, call.correlation)
-        for budget in body.budgets:  # before anybody knows the secret
-            await self.services.budgets.put("key", key.key_id, budget, call.caller, call.correlation)
         headers = {"Location": f"/v1/keys/{key.key_id}", "Cache-Control": "no-store"}
         return Answer(NewKey(key=key, secret=secret), status=201, headers=headers)
 

@@ -157,7 +157,7 @@ def build_services(
 
     budgets = BudgetService(journal, settings, prices)
     sessions = SessionService(journal, settings, engines, budgets, new_id)
-    keys, limits = KeyService(journal, random), RateLimits(journal)
+    keys, limits = KeyService(journal, random, budgets), RateLimits(journal)
     shedding = LoadShedding(journal, settings.admission.objective)
 
     def on_time(state: TaskState, now_ns: int) -> int | None:

@@ -21,6 +21,7 @@ from ..events.key import KeyChanged, KeyCreated, KeyExpired, KeyRevoked, KeyRota
 from ..journal.journal import Journal
 from ..projections.keys import KeyState
 from ..settings import BudgetCapSettings
+from .budgets import BudgetService
 from .caller import Caller
 
 #: what every key begins with, so that scanners for secrets know one
@@ -124,8 +125,9 @@ class KeyService:
     :param random: source of secrets and ids: so many bytes that nobody can guess.
     """
 
-    def __init__(self, journal: Journal, random: Callable[[int], bytes]) -> None:
+    def __init__(self, journal: Journal, random: Callable[[int], bytes], budgets: BudgetService) -> None:
         self._journal = journal
+        self._budgets = budgets
         self._random = random
         #: what each key may do, beside the state that it was derived from
         self._callers: dict[str, tuple[KeyState, Caller]] = {}
@@ -213,6 +215,7 @@ class KeyService:
 
         :raises ForbiddenError: the caller is restricted itself.
         :raises ConflictError: a key that is accepted has this name.
+        :raises InvalidParamsError: two of its budgets have the same window, or a time zone is not known.
         """
         _require_unrestricted(caller)
         self._require_free(spec.name)
@@ -230,7 +233,8 @@ class KeyService:
             tokens_per_minute=spec.tokens_per_minute,
             expires_ns=self._expiry(spec.ttl_ms),
         )
-        await self._append([created], caller, correlation)
+        opened = self._budgets.opening("key", key_id, spec.budgets, self._journal.now_ns())
+        await self._append([created, *opened], caller, correlation)
         return self.get(key_id), secret
 
     async def change(self, key_id: str, patch: KeyPatch, caller: Caller, correlation: str) -> KeyView:

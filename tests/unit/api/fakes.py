@@ -100,7 +100,7 @@ class FakeServices:
         self.journal = FakeJournal()
         self.budgets = BudgetService(cast("Any", self.journal), Settings(), PriceList({}))
         self.sessions = FakeSessions()
-        self.keys = KeyService(cast("Any", self.journal), bytes)
+        self.keys = KeyService(cast("Any", self.journal), bytes, cast("Any", None))
         self.limits = RateLimits(cast("Any", self.journal))
         self.estimates = EstimateViews(cast("Any", self.journal), Estimator())
         self.asked: list[tuple[str, Any]] = []

@@ -6,10 +6,12 @@ import re
 
 import pytest
 
-from llama_orch.core.errors import BadTokenError, ConflictError, ForbiddenError
+from llama_orch.core.errors import BadTokenError, ConflictError, ForbiddenError, InvalidParamsError
+from llama_orch.core.events.budget import BudgetSet
 from llama_orch.core.events.key import KeyChanged, KeyCreated, KeyExpired, KeyRevoked, KeyRotated
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.services.keys import KeyPatch, KeySpec, digest_of
+from llama_orch.core.settings import BudgetCapSettings
 
 from ...support.stage import LOCAL, Stage, on_stage
 
@@ -37,6 +39,19 @@ def test_a_key_is_durable_before_its_secret_is_told() -> None:
         _, secret = made.result()
         stage.restart(power=True)
         assert stage.services.keys.find(digest_of(secret.encode())).owner == made.result()[0].key_id
+
+
+def test_a_key_and_its_budgets_are_one_batch_or_nothing() -> None:
+    day = BudgetCapSettings(window="day", tokens=7)
+    with on_stage() as stage:
+        key_id, _ = make(stage, budgets=[day, BudgetCapSettings(tokens=9)])
+        frames = {record.frame_no for record in stage.facts(KeyCreated, BudgetSet)}
+        assert len(frames) == 1
+        assert {a.declared.tokens for a in stage.journal.head.budgets.of("key", key_id)} == {7, 9}
+        with pytest.raises(InvalidParamsError) as refused:
+            make(stage, "twice", budgets=[day, day])
+        assert refused.value.field == "budgets"
+        assert len(stage.facts(KeyCreated)) == 1
 
 
 def test_every_change_is_an_event_of_who_made_it() -> None:
