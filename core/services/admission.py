@@ -137,6 +137,9 @@ class AdmissionService:
         self._journal.require_ok()
         if request.task_id is not None:
             request.task_id = request.task_id.lower()
+        if request.session_id is not None:
+            # One session, however its id is written: another would be one without its budgets.
+            request.session_id = request.session_id.lower()
         digest = request_digest(request) if idempotency_key is not None or request.task_id is not None else ""
         key = hashlib.sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
         try:
@@ -235,7 +238,6 @@ class AdmissionService:
             return attached
         head = self._journal.head
         now = self._journal.now_ns()
-        before = [event for check in self._checks for event in check.events(request, caller, prompt_tokens, now)]
         queue = head.queue.groups.get(group)
         lane = len(queue.interactive) if queue else 0
         ahead = lane if request.priority == "interactive" or queue is None else len(queue)
@@ -255,6 +257,8 @@ class AdmissionService:
             )
             if late:
                 raise DeadlineUnmetError(late, field="deadline_ms", got=request.deadline_ms)
+        # Last, and the first check at the end of all: what it takes is taken of tasks that nothing else refuses.
+        before = [e for check in reversed(self._checks) for e in check.events(request, caller, prompt_tokens, now)]
         until = now + self._settings.admission.idempotency_ms * 1_000_000 if asked.key else 0
         cancels = request.cancel_on_disconnect
         if cancels is None:

@@ -104,7 +104,7 @@ class RateLimits:
         """Take the prompt's tokens; nothing is journaled. :raises RateLimitedError: there are not so many."""
         if caller.tokens_per_minute:
             bucket = self._bucket(caller.owner, "tokens", caller.tokens_per_minute, now_ns)
-            wanted = prompt_tokens if request.prompt_ids is not None else _estimated(prompt_tokens)
+            wanted = _taken(prompt_tokens, counted=request.prompt_ids is not None)
             wait_ms = bucket.wait_ms(wanted)
             if wait_ms:
                 raise self._refusal("tokens", caller.tokens_per_minute, wait_ms)
@@ -128,13 +128,13 @@ class RateLimits:
             kind = type(payload)
             if kind is TaskAdmitted:
                 if payload.owner in self._rates:
-                    self._running[payload.task_id] = (payload.owner, payload.prompt_tokens)
+                    taken = _taken(payload.prompt_tokens, counted="prompt_ids" in payload.needs)
+                    self._running[payload.task_id] = (payload.owner, taken)
             elif kind is TaskEnded and payload.task_id in self._running:
                 self._settle(payload, record.time_ns)
 
     def _settle(self, ended: TaskEnded, now_ns: int) -> None:
-        owner, counted = self._running.pop(ended.task_id)
-        taken = _estimated(counted)
+        owner, taken = self._running.pop(ended.task_id)
         bucket = self._bucket(owner, "tokens", self._rates[owner], now_ns)
         prompt = ended.prompt_tokens or (taken if ended.attempts else 0)
         bucket.level = min(float(bucket.per_minute), bucket.level + taken - prompt - ended.tokens_out)
@@ -168,5 +168,6 @@ class RateLimits:
         return out
 
 
-def _estimated(size: int) -> int:
-    return max(1, size // _BYTES_PER_TOKEN)
+def _taken(prompt_tokens: int, *, counted: bool) -> int:
+    """What a prompt takes at its admission: what token ids come to is known, of others it is guessed."""
+    return prompt_tokens if counted else max(1, prompt_tokens // _BYTES_PER_TOKEN)

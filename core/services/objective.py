@@ -109,4 +109,6 @@ class LoadShedding:
             if type(record.payload) is TaskEnded:
                 state = self._journal.task(record.payload.task_id)
                 if state is not None and state.admitted.priority == "interactive":
-                    self.objective.note(record.payload.queue_ms + record.payload.prefill_ms, record.time_ns)
+                    # By the journal's own times: not every engine tells how long it took to its first token.
+                    heard_ns = state.first_entry_ns or record.time_ns
+                    self.objective.note((heard_ns - state.admitted_ns) // _NS_PER_MS, record.time_ns)

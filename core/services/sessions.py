@@ -193,7 +193,7 @@ class SessionService:
 
     async def delete(self, session_id: str, caller: Caller, correlation: str = "") -> None:
         """Close a session and free its KV cache, at once or when its last task ends; nothing happens if it is gone."""
-        session = self._journal.head.sessions.by_id.get(session_id)
+        session = self._journal.head.sessions.by_id.get(session_id.lower())
         if session is None or not self._may(caller, session):
             return
         kv = session.kv
@@ -294,7 +294,7 @@ class SessionService:
     def get(self, session_id: str, caller: Caller) -> SessionView:
         """One open session. :raises NotFoundError: there is none of this id, or it is another's."""
         now_ns = self._journal.now_ns()
-        session = self._journal.head.sessions.by_id.get(session_id)
+        session = self._journal.head.sessions.by_id.get(session_id.lower())
         if session is None or session.due(now_ns) or not self._may(caller, session):
             msg = f"there is no open session {session_id[:64]}"
             raise NotFoundError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_orch.core.errors import BackpressureError, ForbiddenError, RateLimitedError
+from llama_orch.core.errors import BackpressureError, ForbiddenError, RateLimitedError, SessionTurnsExceededError
 from llama_orch.core.events.task import TaskRejected
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.services.limits import Bucket
@@ -19,6 +20,7 @@ from llama_orch.core.types import TaskRequest
 from ...support.stage import Stage, on_stage, settings_for
 
 S = 1_000_000_000
+SESSION = "00000000-0000-4000-8000-000000000007"
 
 
 def submit(stage: Stage, caller: Caller, prompt: str = "hello", **fields: Any) -> str:
@@ -143,6 +145,44 @@ def test_a_task_that_never_ran_gives_its_tokens_back() -> None:
         assert meter.remaining == 10_000
 
 
+def test_a_prompt_of_token_ids_is_taken_once() -> None:
+    with on_stage(slots={"p": 8}) as stage:
+        caller = Caller(owner="a", tokens_per_minute=10_000)
+        stage.engines["p"].features = ("prompt_ids",)
+        stage.pool_ready("p")
+        stage.settle()
+        request = TaskRequest(model_ref="m", prompt_ids=[7] * 1_000)
+        task_id = stage.run(stage.services.admission.submit(request, caller, correlation="c")).task_id
+        (counted,) = stage.services.limits.meters(caller)
+        assert counted.remaining == 9_000
+        attempt = stage.attempt(task_id)
+        attempt.start(1_000)
+        stage.cancel(task_id, "a")
+        (still,) = stage.services.limits.meters(caller)
+        assert still.remaining == 9_000
+
+
+def test_a_task_that_is_refused_for_another_reason_takes_no_tokens() -> None:
+    with on_stage(settings=settings_for({"p": 1}, capacity=1)) as stage:
+        caller = Caller(owner="a", tokens_per_minute=10_000)
+        for _ in range(2):
+            submit(stage, Caller(owner="b"))
+        with pytest.raises(BackpressureError):
+            submit(stage, caller, "x" * 2_000)
+        (meter,) = stage.services.limits.meters(caller)
+        assert meter.remaining == 10_000
+
+
+def test_a_turn_too_many_takes_no_tokens() -> None:
+    with on_stage(slots={"p": 8}) as stage:
+        caller = Caller(owner="a", tokens_per_minute=10_000)
+        submit(stage, Caller(owner="a"), session_id=SESSION, session_turn_limit=1)
+        with pytest.raises(SessionTurnsExceededError):
+            submit(stage, caller, "x" * 2_000, session_id=SESSION)
+        (meter,) = stage.services.limits.meters(caller)
+        assert meter.remaining == 10_000
+
+
 def test_a_prompt_larger_than_a_minute_runs_when_the_bucket_is_full() -> None:
     with on_stage(slots={"p": 8}, ctx=100_000) as stage:
         caller = Caller(owner="a", tokens_per_minute=100)
@@ -261,3 +301,19 @@ def test_without_an_objective_nothing_is_shed() -> None:
             stage.clock.advance_ms(100_000)
             finish(stage, running)
         submit(stage, Caller(), priority="batch")
+
+
+def test_an_engine_that_tells_no_times_is_measured_by_its_first_words() -> None:
+    plain = settings_for({"p": 4})
+    aim = msgspec.structs.replace(AIM, samples=1, breach_ms=0)
+    admission = msgspec.structs.replace(plain.admission, objective=aim)
+    with on_stage(settings=msgspec.structs.replace(plain, admission=admission)) as stage:
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        stage.clock.advance_ms(9_000)
+        attempt.start()
+        attempt.say("at last")
+        attempt.end()
+        stage.settle()
+        with pytest.raises(BackpressureError):
+            stage.submit(priority="batch")
