@@ -205,6 +205,7 @@ class Dispatcher:
         return True
 
     def _fail_task(self, state: TaskState, error: OrchError) -> None:
+        self._continue.discard(state.task_id)
         self._journal.append(
             [self._end(state, "failed", "error", error=error)],
             actor="scheduler",
@@ -280,6 +281,7 @@ class Dispatcher:
             return
         attempt.done = True
         self.attempts.pop(state.task_id, None)
+        self._rendered.pop(state.task_id, None)
         self._continue.discard(state.task_id)
         if self._follow([self._end(state, outcome, finish_reason, **how)], state):
             self._release(attempt.lease_id, "never-sent")
@@ -393,13 +395,17 @@ class Dispatcher:
         state = self._journal.head.tasks.live.get(attempt.task_id)
         if state is None:
             return
-        result_id, rows = (
-            pieces(state.admitted.owner, encode_result(end.result)) if end.result is not None else ("", [])
-        )
+        rows: list[BodyPiece] = []
         used = attempt.recovery_used
-        reserved = self._purses.ending(state, *prompt_of(state, end, used), self._journal.now_ns())
-        how: dict[str, Any] = {"end": end, "recovery_used": used, "result_id": result_id}
-        ended = self._end(state, "completed", end.finish_reason, hold=hold_after(reserved), **how)
+        how: dict[str, Any] = {"end": end, "recovery_used": used}
+        try:
+            reserved = self._purses.ending(state, *prompt_of(state, end, used), self._journal.now_ns())
+        except BudgetExhaustedError as error:
+            reserved, ended = [], self._end(state, "failed", "error", error=error, **how)
+        else:
+            if end.result is not None:
+                how["result_id"], rows = pieces(state.admitted.owner, encode_result(end.result))
+            ended = self._end(state, "completed", end.finish_reason, hold=hold_after(reserved), **how)
         self._continue.discard(state.task_id)
         released = LeaseReleased(
             lease_id=attempt.lease_id, pool_id=attempt.pool_id, task_id=state.task_id, cause="slot-free"

@@ -146,7 +146,12 @@ class Purses:
         return self.reach(state, Amount(tokens=prompt_tokens + speaks, cost_pico=cost), now_ns)
 
     def ending(self, state: TaskState, prompt_tokens: int, cached_tokens: int, now_ns: int) -> list[object]:
-        """What is still missing when an engine counts a longer prompt at its end; nothing, if there is not enough left."""
+        """What is still missing when an engine counts a longer prompt at its end.
+
+        Nothing, if there is not enough left for a task whose words were given already.
+
+        :raises BudgetExhaustedError: there is not enough left, and its result was not given yet.
+        """
         hold = self._journal.head.budgets.holds.get(state.task_id)
         if hold is None or state.started is None:
             return []
@@ -155,6 +160,8 @@ class Purses:
             wanted = used(hold.prices, prompt, state.tokens_out, state.decode_us, cached_tokens)
             return self.reach(state, wanted, now_ns)
         except BudgetExhaustedError:
+            if not generates(state):
+                raise
             return []
 
 
@@ -283,11 +290,11 @@ class Purse:
             )
         amount, prices, prompt = hold.amount, hold.prices, _prompt(state, hold)
         self._tokens_out, self._decode_us = amount.tokens - prompt, amount.decode_us
+        money = amount.cost_pico - prompt * dearer(prices) - self._decode_us * prices.decode_us_pico
         if prices.output_pico:
             # What was reserved for a prompt that turned out shorter does not pay for as many tokens of the answer.
-            money = amount.cost_pico - prompt * dearer(prices) - self._decode_us * prices.decode_us_pico
             self._tokens_out = min(self._tokens_out, money // prices.output_pico)
-        if self._tokens_out < wanted.tokens - prompt:
+        if self._tokens_out < wanted.tokens - prompt or money < 0:
             # Less time pays for more tokens: so much is covered, and no more is promised.
             self._tokens_out, self._decode_us = wanted.tokens - prompt, wanted.decode_us
 

@@ -1,0 +1,85 @@
+"""Ways around a cap that are none, and what is left behind nowhere (BUD-1)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from llama_orch.core.entries import batch_of
+from llama_orch.core.errors import BudgetExhaustedError
+from llama_orch.core.ports import AttemptEnd, EmbeddingResult
+from llama_orch.core.settings import BudgetCapSettings, PriceSettings
+from llama_orch.core.types import Entry
+
+from ...support.stage import LOCAL, on_stage
+from .budgeting import embeds, finish, held, priced, put, say, spent
+
+SHOUTED = "ABCDEF00-0000-4000-8000-00000000000A"
+
+
+def test_a_result_that_cannot_be_paid_is_not_given() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, tokens=500)
+        embeds(stage)
+        task_id = stage.submit(workload="embedding", inputs=["a b c"] * 400).task_id
+        with stage.attempt(task_id)._on_loop() as sink:
+            sink.ended(
+                AttemptEnd(finish_reason="stop", prompt_tokens=1_200, result=EmbeddingResult(vectors=[b"\0" * 4]))
+            )
+        stage.settle()
+        end = stage.ended(task_id)
+        assert (end.outcome, end.code, end.result_id) == ("failed", "BUDGET_EXHAUSTED", "")
+        assert spent(stage).tokens == 500
+        assert held(stage).tokens == 0
+        assert not stage.journal.head.leases.by_id
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit(workload="embedding", inputs=["a"])
+
+
+def test_a_session_is_the_same_in_capitals() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        caps = [BudgetCapSettings(tokens=6)]
+        stage.run(stage.services.sessions.create(LOCAL, session_id=SHOUTED, budgets=caps))
+        finish(stage, stage.submit(session_id=SHOUTED).task_id)
+        assert list(stage.journal.head.sessions.by_id) == [SHOUTED.lower()]
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit(session_id=SHOUTED)
+        assert stage.services.sessions.get(SHOUTED, LOCAL).state.turns == 1
+        stage.run(stage.services.sessions.delete(SHOUTED, LOCAL))
+        assert not stage.journal.head.sessions.by_id
+
+
+def test_time_that_costs_is_covered_also_where_words_are_free() -> None:
+    settings = msgspec.structs.replace(priced({"p": 1}), prices={"*": PriceSettings(input="10", second="0.01")})
+    with on_stage(settings=settings) as stage:
+        # 0.0201: a second and a bit, each costs a hundredth
+        put(stage, cost="0.0201")
+        task_id = stage.submit("hi").task_id
+        attempt = stage.attempt(task_id)
+        attempt.start(1_500)
+        for _ in range(60):
+            say(stage, attempt, "a")
+            state = stage.journal.head.tasks.live.get(task_id)
+            if state is None:
+                break
+            hold = stage.journal.head.budgets.holds[task_id]
+            came_to = 1_500 * hold.prices.input_pico + state.decode_us * hold.prices.decode_us_pico
+            assert came_to <= hold.amount.cost_pico
+            stage.clock.advance_ms(50)
+        end = stage.ended(task_id)
+        assert end.charge is not None
+        assert end.charge.cost_pico == 1_500 * 10_000_000 + end.charge.decode_us * 10_000
+
+
+def test_pieces_without_tokens_are_covered_by_time() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        put(stage, decode_ms=1_000)
+        task_id = stage.submit(max_tokens=1).task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        for _ in range(40):
+            attempt.say_batch(batch_of([Entry(text="a", tokens=0)]))
+            stage.clock.advance_ms(50)
+        stage.settle()
+        assert stage.ended(task_id).code == "BUDGET_EXHAUSTED"
+        assert spent(stage).decode_us <= 1_000_000
