@@ -4,9 +4,11 @@ and a connection that streams write to directly (:mod:`~llama_orch.api.connectio
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..core.settings import LimitSettings
@@ -20,6 +22,14 @@ CONTINUE = b"HTTP/1.1 100"
 SERVED = ("1.1", "1.0")
 #: what of a request is being read
 IDLE, HEADERS, BODY = "", "headers", "body"
+
+
+def _parser_for(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """A parser as uvicorn makes them."""
+    parser = httptools.HttpRequestParser(protocol)
+    with contextlib.suppress(AttributeError):  # an older httptools has no choice
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 class HeadWithBody:
@@ -112,6 +122,8 @@ class OrchProtocol(HttpToolsProtocol):
         #: more bytes came at once than headers may have
         self._much = False
         self._cycles: list[tuple[RequestResponseCycle, CycleConnection]] = []
+        #: head of a request that asked for another protocol, without that wish; "" = none is being read
+        self._plain = b""
         #: subject of the client's certificate, where TLS asked for one
         self._certificate = subject_of(transport.get_extra_info("peercert"))
         if len(self.connections) > self.limits.connections:
@@ -135,7 +147,7 @@ class OrchProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._much = len(data) > self.limits.header_bytes
-        super().data_received(data)
+        self._parse(data)
         if self._part == IDLE:
             if self._timer is not None:
                 self._disarm()
@@ -148,6 +160,28 @@ class OrchProtocol(HttpToolsProtocol):
                 self._too_long()
             elif self._timer is None:
                 self._arm(self.limits.header_timeout_ms)
+
+    def _parse(self, data: bytes) -> None:
+        """Read a piece as uvicorn does, but that an asked-for upgrade is granted to nobody (RFC 9110, 7.8).
+
+        The parser takes what follows such a head for another protocol's, and then for the next request: a body would be
+        lost, or be read as a request that nobody sent. So the head is read again without that wish.
+        """
+        self._unset_keepalive_if_required()
+        while data:
+            assert self.parser is not None  # the connection stands
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("Invalid HTTP request received.")
+            except httptools.HttpParserUpgrade as asked:
+                data, self._plain = self._plain + data[asked.args[0] :], b""
+                self.parser = _parser_for(
+                    self
+                )  # the old one took the connection to be closed, where that was asked for too
+                continue
+            return
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -167,6 +201,9 @@ class OrchProtocol(HttpToolsProtocol):
             self._refuse(400, "INVALID_PARAMS", f"HTTP/{version} is not served", "Speak HTTP/1.1.")
             msg = "unknown version of HTTP"
             raise ValueError(msg)  # stops the parser
+        if self.parser.should_upgrade():
+            self._plain = self._without_upgrade(self.parser.get_method(), version)
+            return
         if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
             self._refuse(400, "INVALID_PARAMS", "HTTP/1.0 knows no Transfer-Encoding", "Send a Content-Length.")
             msg = "where the body ends is not clear"
@@ -184,6 +221,15 @@ class OrchProtocol(HttpToolsProtocol):
         if self.pipeline and len(self.pipeline) < PIPELINED:
             self.flow.resume_reading()
 
+    def _without_upgrade(self, method: bytes, version: str) -> bytes:
+        """The head that was read, without the wish for another protocol."""
+        if method == b"CONNECT":
+            wrong = "nothing is connected through this server"
+            self._refuse(400, "INVALID_PARAMS", wrong, "Name the path alone, such as GET /v1/models.")
+            raise ValueError(wrong)  # stops the parser
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version.encode(), b"".join(lines))
+
     def _foreign_target(self) -> str:
         """What is wrong with a target that is no path: it may name this server as its Host header does, and no user."""
         scheme, _, rest = self.url.partition(b"://")
@@ -196,6 +242,8 @@ class OrchProtocol(HttpToolsProtocol):
         return "" if hosts == [authority] else "the request's target and its Host header differ"
 
     def on_message_complete(self) -> None:
+        if self._plain:
+            return
         super().on_message_complete()
         self._part = IDLE
 

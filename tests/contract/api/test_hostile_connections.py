@@ -218,6 +218,27 @@ def test_an_upgrade_is_not_taken_and_the_request_answered(connect: Connect) -> N
     assert status_of(read_all(one)) == 200
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "body later"])
+def test_the_body_of_a_request_that_asks_for_an_upgrade_is_its_body(connect: Connect, *, apart: bool) -> None:
+    # So Java's client begins every connection. What is skipped of a body would be read as the next request.
+    asks = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQ"}
+    head, _, body = request("POST", "/v1/tasks", BODY, asks).partition(b"\r\n\r\n")
+    one = connect()
+    one.sendall(head + b"\r\n\r\n" + (b"" if apart else body))
+    if apart:
+        one.sendall(body)
+    one.sendall(request("GET", "/health") + request("GET", "/v1/pools", Connection="close"))
+    said = read_all(one)
+    assert [int(part[:3]) for part in said.split(b"HTTP/1.1 ")[1:]] == [202, 200, 200]
+    assert b'"task_id"' in said and b'"pools"' in said
+
+
+def test_connect_is_refused(connect: Connect) -> None:
+    one = connect()
+    one.sendall(b"CONNECT /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")
+    assert status_of(read_all(one)) == 400
+
+
 def test_a_foreign_host_is_403_on_the_wire(connect: Connect) -> None:
     one = connect()
     one.sendall(b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
