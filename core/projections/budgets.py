@@ -14,6 +14,9 @@ from ..events.task import TaskEnded
 from ..types import Amount
 from .projection import Projection, Recorded, on
 
+#: ends of windows that may stay in memory though nothing is due then, beside as many as there are accounts
+_SPARE_ENDS = 1024
+
 
 class Account(msgspec.Struct, kw_only=True, gc=False):
     """What one subject may spend in one kind of window."""
@@ -120,6 +123,10 @@ class Budgets(Projection):
     def _note_end(self, account: Account) -> None:
         if account.window_end_ns:
             heapq.heappush(self._ends, (account.window_end_ns, account.declared.account))
+        if len(self._ends) > _SPARE_ENDS + 2 * len(self.accounts):
+            # Most are of accounts that are gone, or were set again.
+            self._ends = [(one.window_end_ns, name) for name, one in self.accounts.items() if one.window_end_ns]
+            heapq.heapify(self._ends)
 
     @on(BudgetRemoved)
     def _removed(self, record: Recorded) -> None:

@@ -16,6 +16,8 @@ from .projection import Projection, Recorded, on
 REMEMBER_NS: Final = 86_400_000_000_000
 #: expired sessions that are remembered at most
 _REMEMBER: Final = 100_000
+#: looks at sessions that are gone which may stay in memory, beside as many as there are sessions
+_SPARE_LOOKS: Final = 1024
 
 
 class SessionKv(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +93,11 @@ class Sessions(Projection):
         """The open session whose KV cache a slot may hold."""
         return self.by_id.get(self._at.get((pool_id, slot), ""))
 
+    def kept(self, pool_id: str) -> list[SessionState]:
+        """The open sessions whose KV cache a pool's engine may hold, the longest unused first."""
+        found = [self.by_id[session_id] for (pool, _), session_id in self._at.items() if pool == pool_id]
+        return sorted(found, key=lambda session: session.used_ns)
+
     def due(self, now_ns: int, most: int) -> list[SessionState]:
         """Sessions whose idle time is over, at most so many."""
         found: dict[str, SessionState] = {}
@@ -124,6 +131,10 @@ class Sessions(Projection):
             tasks=[],
         )
         heapq.heappush(self._looks, (session.due_ns, event.session_id))
+        if len(self._looks) > _SPARE_LOOKS + 2 * len(self.by_id):
+            # Most are of sessions that were closed by name.
+            self._looks = [(one.due_ns, name) for name, one in self.by_id.items()]
+            heapq.heapify(self._looks)
 
     @on(SessionClosed)
     def _closed(self, record: Recorded) -> None:

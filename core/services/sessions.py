@@ -244,9 +244,7 @@ class SessionService:
         bound = self._settings.kv_per_pool
         if not bound:
             return
-        kept = [
-            s for s in self._journal.head.sessions.by_id.values() if s.kv is not None and s.kv.pool_id == event.pool_id
-        ]
+        kept = self._journal.head.sessions.kept(event.pool_id)
         idle = [s for s in kept if not s.live]
         too_many = idle[: max(0, len(kept) - bound)]
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ...support.stage import on_stage
+from llama_orch.core.settings import BudgetCapSettings
+
+from ...support.stage import LOCAL, on_stage
 
 
 def test_tasks_that_end_while_they_wait_leave_nothing_with_their_session() -> None:
@@ -45,3 +47,28 @@ def test_positions_of_a_session_are_forgotten_with_it() -> None:
         stage.advance(1)
         assert stage.journal.head.sessions.by_id == {}, "sessions that nobody asks for again are closed"
         assert f"session:{session_id}" not in stage.journal.head.positions
+
+
+def test_sessions_that_were_closed_leave_no_looks_and_others_still_expire() -> None:
+    with on_stage() as stage:
+        sessions = stage.services.sessions
+        for _ in range(1_100):
+            name = stage.run(sessions.create(LOCAL, ttl_ms=86_400_000)).state.session_id
+            stage.run(sessions.delete(name, LOCAL))
+        kept = stage.run(sessions.create(LOCAL, ttl_ms=5_000)).state.session_id
+        assert len(stage.journal.head.sessions._looks) <= 1_030
+        stage.advance(5.1)
+        assert kept in stage.journal.head.sessions.expired
+
+
+def test_a_budget_that_is_set_again_and_again_leaves_no_ends_and_its_window_still_ends() -> None:
+    with on_stage() as stage:
+        for n in range(1_100):
+            caps = BudgetCapSettings(window="day", tokens=n)
+            stage.run(stage.services.budgets.put("key", "local", caps, LOCAL))
+        budgets = stage.journal.head.budgets
+        assert len(budgets._ends) <= 1_030
+        before = budgets.accounts["key/local/day"].window_end_ns
+        stage.clock.advance_ms(86_400_000)
+        stage.advance(0.1)
+        assert budgets.accounts["key/local/day"].window_end_ns > before
