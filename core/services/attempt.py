@@ -94,11 +94,14 @@ class Attempt:
 
     def repeat(self, said: Sequence[EntryBatch], entries: int) -> None:
         """This attempt regenerates: its first words have to be those that the journal holds."""
+        texts: dict[tuple[int, str], list[str]] = {}
         for batch in said:
             for entry in batch.entries():
-                debt = self._debts.setdefault((entry.choice, entry.channel), _Debt())
-                debt.text += entry.text
-                debt.tokens += entry.tokens
+                key = (entry.choice, entry.channel)
+                texts.setdefault(key, []).append(entry.text)
+                self._debts.setdefault(key, _Debt()).tokens += entry.tokens
+        for key, pieces in texts.items():
+            self._debts[key].text = "".join(pieces)
         self.resumed_at = entries
         self.recovery_used = "regenerate"
 

@@ -294,10 +294,12 @@ class KeyService:
         """Note which keys' time is over; they are not accepted from that time on, whether this was noted or not."""
         head = self._journal.head.keys
         events: list[object] = []
-        for state in [head.by_id[key_id] for key_id in sorted(head.timed)]:
+        timed = [head.by_id[key_id] for key_id in head.timed]
+        over = [state for state in timed if state.due(now_ns) or state.previous_due(now_ns)]
+        for state in sorted(over, key=lambda one: one.key_id):
             if state.due(now_ns):
                 events.append(KeyExpired(key_id=state.key_id))
-            elif state.previous_due(now_ns):
+            else:
                 events.append(KeyExpired(key_id=state.key_id, what="previous"))
         if events:
             self._journal.append(events, actor="watchdog", correlation="")
