@@ -75,9 +75,9 @@ def failure_of(event: TaskEnded) -> OrchError:
     return failure_of_event(event)
 
 
-def _quieten(resource: Resource, wanted: Asked) -> None:
+def _quieten(resource: Resource, call: Call, wanted: Asked) -> None:
     """Tell a model not to think that would do so by itself: who says nothing of thoughts does not ask for them."""
-    if wanted.thinking.wanted:
+    if wanted.thinking.wanted or not call.caller.may_use(wanted.task.model_ref):
         return
     services = resource.services
     with named(NAMES):
@@ -111,7 +111,7 @@ class MessagesResource(Resource):
         wanted = asked(body)
         ignored = ignored_parameters(raw, KNOWN, wanted.ignored, WITHIN)
         headers = name_or_refuse(call, ignored, strict=self.context.settings.api.strict_parameters)
-        _quieten(self, wanted)
+        _quieten(self, call, wanted)
         user = (body.metadata or {}).get("user_id")
         task = await submit(
             self,
@@ -162,7 +162,7 @@ class CountTokensResource(Resource):
         wanted = asked(body)
         ignored = ignored_parameters(raw, COUNTED, wanted.ignored, WITHIN)
         headers = name_or_refuse(call, ignored, strict=self.context.settings.api.strict_parameters)
-        _quieten(self, wanted)
+        _quieten(self, call, wanted)
         if "images" in needs_of(wanted.task):
             msg = "messages: the tokens of pictures are not known before an engine has read them"
             raise InvalidParamsError(msg, field="messages", got="a picture", remedy="Count the text alone.")

@@ -76,7 +76,7 @@ class CompletionsResource(Resource):
         headers = name_or_refuse(
             call, ignored_parameters(raw, KNOWN, (), WITHIN), strict=self.context.settings.api.strict_parameters
         )
-        echoes = await self._echoes(body)
+        echoes = await self._echoes(call, body)
         tasks = await self._submit(call, body, requests)
         headers |= {"x-task-id": ", ".join(task.task_id for task in tasks), **tasks[-1].budget}
         logprobs = bool(requests[0].logprobs)
@@ -103,17 +103,18 @@ class CompletionsResource(Resource):
         said = text_completion(infos, model=body.model, created=tasks[0].created, echoes=echoes, logprobs=logprobs)
         return Answer(said, headers=headers)
 
-    async def _echoes(self, body: CompletionRequest) -> list[str]:
+    async def _echoes(self, call: Call, body: CompletionRequest) -> list[str]:
         """What the answers to each prompt begin with."""
         prompts = prompts_of(body)
         if not body.echo:
             return [""] * len(prompts)
-        return [one if isinstance(one, str) else await self._text(body.model, one) for one in prompts]
+        return [one if isinstance(one, str) else await self._text(call, body.model, one) for one in prompts]
 
-    async def _text(self, model: str, ids: list[int]) -> str:
-        with named(NAMES):
+    async def _text(self, call: Call, model: str, ids: list[int]) -> str:
+        with named({**NAMES, "tokens": "prompt"}):
+            call.caller.require_model(model)
             group = self.services.admission.group_of(model)
-        text: str = await self.services.tokens.detokenize(group, ids)
+            text: str = await self.services.tokens.detokenize(group, ids)
         return text
 
     async def _submit(self, call: Call, body: CompletionRequest, requests: list[TaskRequest]) -> list[Submitted]:

@@ -104,7 +104,7 @@ class EmbeddingsResource(Resource):
             request = TaskRequest(
                 workload="embedding",
                 model_ref=body.model,
-                inputs=await self._texts(body),
+                inputs=await self._texts(call, body),
                 dimensions=body.dimensions,
                 priority=priority_of(body.priority),
                 task_id=body.task_id,
@@ -138,7 +138,7 @@ class EmbeddingsResource(Resource):
         said = {"object": "list", "data": data, "model": body.model, "usage": usage}
         return Answer(said, headers=headers)
 
-    async def _texts(self, body: EmbeddingRequest) -> list[str]:
+    async def _texts(self, call: Call, body: EmbeddingRequest) -> list[str]:
         """The inputs as texts.
 
         :raises InvalidParamsError: they are mixed or too many, or token ids that no text stands for.
@@ -152,21 +152,23 @@ class EmbeddingsResource(Resource):
                 msg = f"input.{at}: texts, token ids and lists of token ids cannot be mixed"
                 raise InvalidParamsError(msg, field=f"input.{at}", got=type(one).__name__, expected=kind.__name__)
         if kind is int:
-            return [await self._text(body.model, "input", [one for one in given if isinstance(one, int)])]
+            return [await self._text(call, body.model, "input", [one for one in given if isinstance(one, int)])]
         if len(given) > INPUTS:
             msg = f"input: got {len(given)} inputs, at most {INPUTS} are taken at once"
             raise InvalidParamsError(msg, field="input", got=len(given), expected=f"at most {INPUTS} inputs")
         return [
-            one if isinstance(one, str) else await self._text(body.model, f"input.{at}", one)
+            one if isinstance(one, str) else await self._text(call, body.model, f"input.{at}", one)
             for at, one in enumerate(given)
             if not isinstance(one, int)
         ]
 
-    async def _text(self, model: str, where: str, ids: list[int]) -> str:
+    async def _text(self, call: Call, model: str, where: str, ids: list[int]) -> str:
         """The text that the ids stand for, if the engine reads it as these very ids."""
+        call.caller.require_model(model)
         group = self.services.admission.group_of(model)
         tokens = self.services.tokens
-        text = await tokens.detokenize(group, ids)
+        with named({"tokens": where}):
+            text: str = await tokens.detokenize(group, ids)
         again = await tokens.tokenize(group, text, add_special=False, parse_special=True)
         if again != ids:
             msg = f"{where}: these token ids are not how the model's tokenizer writes their text"

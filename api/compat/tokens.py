@@ -99,7 +99,7 @@ class _Asking(Resource):
     def model_of(self, call: Call, model: str | None) -> str:
         """The model that is meant. :raises InvalidParamsError: none is named, and there are several."""
         if model is None:
-            served = [m["id"] for m in self.services.capabilities.models()]
+            served = [m["id"] for m in self.services.capabilities.models() if call.caller.may_use(m["id"])]
             if len(served) != 1:
                 msg = f"model is missing: there are {', '.join(served) or 'none'}"
                 raise InvalidParamsError(msg, field="model", got=None, expected="the name of a model")

@@ -74,6 +74,45 @@ def test_a_key_that_does_not_do_is_refused_in_anthropics_words(
     assert caught.value.status_code == (401 if code == "BAD_TOKEN" else 403)
 
 
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/completions", {"prompt": [5, 6], "echo": True}),
+        ("/v1/embeddings", {"input": [5, 6]}),
+        ("/detokenize", {"tokens": [5, 6]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "model": "no-such-model"}),
+    ],
+)
+def test_a_model_that_a_key_is_not_for_is_asked_nothing_by_it(
+    live: LiveServer, keys: dict[str, str], path: str, body: dict[str, object]
+) -> None:
+    headers = {"Authorization": f"Bearer {keys['other-model']}"}
+    answer = httpx.post(live.url + path, json={"model": "mock", **body}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "FORBIDDEN"), answer.text
+    assert (answer.json()["error"].get("param") or answer.json()["error"].get("field")) == "model"
+
+
+def test_the_model_that_is_not_named_is_the_one_that_the_key_is_for(live: LiveServer, keys: dict[str, str]) -> None:
+    def asked(key: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {keys[key]}"}
+        return httpx.post(f"{live.url}/tokenize", json={"content": "x"}, headers=headers)
+
+    assert asked("one").json()["count"]
+    refused = asked("other-model")
+    assert refused.status_code == 400
+    assert "mock" not in refused.text
+
+
+@pytest.mark.parametrize("path, field", [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_a_wrong_token_id_is_told_by_the_parameter_that_it_stands_in(
+    live: LiveServer, keys: dict[str, str], path: str, field: str
+) -> None:
+    headers = {"Authorization": f"Bearer {keys['one']}"}
+    answer = httpx.post(live.url + path, json={"model": "mock", field: [5, 6], "echo": True}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
 def test_a_missing_key_is_asked_for_in_the_words_of_each_route(live: LiveServer, keys: dict[str, str]) -> None:
     assert keys
     with httpx.Client(base_url=live.url) as http:
