@@ -7,20 +7,20 @@ place in the queue. Everything between the first event and the last is a functio
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from ...core.entries import EntryBatch
-from ...core.errors import OrchError
+from ...core.errors import InvalidParamsError, OrchError
 from ...core.events.task import TaskEnded
 from ...core.journal.live import Segment
 from ...core.services.outcomes import call_id
 from ...core.services.streams import Ended, Heartbeat, Queued, Started
 from ...core.types import REASONING
 from ..problems import anthropic_body
+from ..workloads import require_plain
 from .blocks import Block, Blocks, Kind, Step
 from .sse import HEARTBEAT, frame
 
@@ -68,12 +68,13 @@ def usage_of(event: TaskEnded, thinking_tokens: int) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments as an object; what the model left unfinished is shown as it is."""
+    """A call's arguments as an object; what the model left unfinished, or no answer can hold, is shown as it is."""
     if not arguments:
         return {}
     try:
-        found = json.loads(arguments)
-    except ValueError:
+        found = msgspec.json.decode(arguments)
+        require_plain(found, "input")
+    except (ValueError, RecursionError, InvalidParamsError):
         found = None
     return found if isinstance(found, dict) else {"_invalid_json": arguments}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import anthropic
 import httpx2
+import msgspec
 import openai
 import pytest
 from hypothesis import given
@@ -274,6 +275,17 @@ def test_arguments_that_the_model_left_unfinished_are_shown_as_they_are() -> Non
     whole = message([batch_of(said)], ended(said, reason="length"), model="m", thinking=False, omitted=False)
     assert whole["content"][0]["input"] == {"_invalid_json": '{"a": [1'}
     assert whole["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a": "\\ud83d"}', '{"\\udc00": 1}', '{"a": NaN}', '{"a":' + "[" * 5000 + "]" * 5000 + "}", "9" * 5000, "[1]"],
+    ids=["half a character", "in a name", "no number", "nested too deeply", "a long number", "no object"],
+)
+def test_arguments_that_no_answer_can_hold_are_shown_as_they_are(arguments: str) -> None:
+    said = [Entry(text="f", channel="call:0", tokens=0), Entry(text=arguments, channel="tool:0")]
+    whole = message([batch_of(said)], ended(said, reason="tool_calls"), model="m", thinking=False, omitted=False)
+    assert msgspec.json.decode(msgspec.json.encode(whole))["content"][0]["input"] == {"_invalid_json": arguments}
 
 
 def test_a_stop_sequence_is_the_reason_and_is_told() -> None:
