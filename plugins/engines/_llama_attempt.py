@@ -217,6 +217,7 @@ class _Part:
             attempt.said(self, batch)
         if stream.end is not None:
             self._over = True
+            self.request.resume()  # nobody else does: HTTP's own end may still be on its way, behind what was read
             attempt.over(stream.end)
         elif stream.failure is not None:
             self._over = True

@@ -18,6 +18,7 @@ from .. import (
 from ._http import HttpClient, HttpError, StreamRequest
 from ._openai_dialects import RequestError
 from ._openai_wire import failure_of_body
+from ._stream_attempt import failed_plugin
 
 #: as much of an error's body is read
 MAX_REFUSAL_BYTES: Final = 65_536
@@ -175,6 +176,10 @@ class Attempt:
             self.vacated = True
             loop.call_soon(self._fail, AttemptFailure(kind="invalid", message=str(error), retriable=False))
             return
+        except Exception as error:
+            self.vacated = True
+            loop.call_soon(self._fail, failed_plugin(error))
+            return
         if planned is None:
             self._task = loop.create_task(self._prepare())
             return
@@ -184,12 +189,16 @@ class Attempt:
             self._request.pause()
 
     async def _prepare(self) -> None:
-        failure = await self._owner.prepare(self._job)
+        try:
+            failure = await self._owner.prepare(self._job)
+            if failure is None and self._sink is not None:
+                self.send()
+        except Exception as error:
+            # Nobody waits for this task: whatever it raises, the attempt must not be left without an end.
+            failure = failed_plugin(error)
         if failure is not None:
             self.vacated = True
             self._fail(failure)
-        elif self._sink is not None:
-            self.send()
 
     # --- for replies
 
@@ -230,6 +239,8 @@ class Attempt:
         if self._sink is None:
             return
         if answer.end is not None:
+            if self._request is not None:
+                self._request.resume()  # nobody else does: HTTP's own end may still be on its way, behind what was read
             self._made += planned.choices
             self._ends.append(answer.end)
             if self._made < self._job.n and not self._job.inputs:

@@ -83,6 +83,9 @@ class SlotWatch:
                 except EngineGoneError:
                     self._answer(asked, "engine-gone")
                     busy = None
+                except Exception:
+                    # Nobody waits for this task: whatever a look raises, it was not understood, and the next one may be.
+                    busy = None
                 if busy is not None:
                     self._settle(asked & self._waiters, busy)
                 if not self._waiters:

@@ -192,6 +192,7 @@ class StreamAttempt:
             # An engine that is told to stop is not done at once.
             self.vacated = not self._frames.early
             self._leave()
+            self.resume()  # nobody else does: HTTP's own end may still be on its way, behind what was read
             sink.ended(end)
 
     def _fail(self, failure: AttemptFailure) -> None:

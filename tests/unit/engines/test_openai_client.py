@@ -396,3 +396,14 @@ def test_a_server_that_speaks_something_else_is_not_understood():
         server.close()
 
     run(test)
+
+
+def test_a_job_that_nobody_expected_ends_all_the_same():
+    async def test():
+        async with opened(dialect="vllm") as (engine, _):
+            result, _, handle = await outcome(engine, changed(JOB, sampling={"top_k": "hot"}))
+            assert (result.kind, result.retriable) == ("invalid", False)
+            assert await handle.slot_free() == "slot-free"
+            assert not engine.live
+
+    run(test)

@@ -167,3 +167,22 @@ def test_nobody_is_asked_while_nobody_waits():
         assert await watch.free(0, others=nobody) == "slot-free"
 
     run(test)
+
+
+def test_a_look_that_fails_in_a_way_nobody_expected_is_one_that_was_not_understood():
+    async def test():
+        looks = Looks(3)
+        fails = [OverflowError("cannot convert float infinity to integer"), RecursionError()]
+
+        async def look():
+            if fails:
+                raise fails.pop()
+            return await looks()
+
+        watch = SlotWatch(look)
+        waiting = asyncio.create_task(watch.free(3, others=nobody))
+        await settled(looks, 1)
+        looks.busy.clear()
+        assert await waiting == "slot-free"
+
+    run(test)
