@@ -83,6 +83,9 @@ class HttpClient:
         self._ssl = ssl.create_default_context(cafile=ca_file or None) if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/")
         extra = "".join(f"{_token(k)}: {_token(v)}\r\n" for k, v in (headers or {}).items())
+        #: what a server that refuses may repeat of a request, and nobody else shall see
+        key = next((v for k, v in (headers or {}).items() if k.lower() == "authorization"), "")
+        self.secret = key.removeprefix("Bearer ").encode("latin-1")
         self._head = f" HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{extra}"
         self._idle: list[_Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,7 +163,7 @@ class HttpClient:
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self), self.host, self.port, ssl=self._ssl
                 )
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:  # the last of a name that is none
             what = str(error) or f"no connection within {CONNECT_TIMEOUT_S:g} s"
             request.lost(HttpError("unreachable", f"{self.host}:{self.port}: {what}"))
             return
@@ -269,6 +272,7 @@ class _Connection(asyncio.Protocol):
         self._reused = False
         self._silent = True
         self._complete = False
+        self._status = 0
         self._keep = False
         self._idle_since = 0.0
         self._chunks: list[bytes] = []
@@ -331,6 +335,8 @@ class _Connection(asyncio.Protocol):
             chunks = self._chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             chunks.clear()
+            if self._client.secret and self._status != 200:
+                body = body.replace(self._client.secret, b"***")
             if not request.over:
                 self._handler.on_data(body)  # type: ignore[union-attr]
         if broken is not None:
@@ -362,7 +368,7 @@ class _Connection(asyncio.Protocol):
     # --- httptools callbacks
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        self._status = status = self._parser.get_status_code()
         if status >= 200 and self._request is not None and not self._request.over:
             self._handler.on_head(status)  # type: ignore[union-attr]
 

@@ -87,6 +87,7 @@ class GrpcTransport:
         # Without `triton_grpc_error`, which would give errors in streams a status: Triton 2.51 with it can die of a call
         # that is cancelled.
         self._metadata = tuple((name.lower(), value) for name, value in headers.items())
+        self._secret = headers.get("Authorization", "").removeprefix("Bearer ")
         self._channel: Any = None
         self._stub: Any = None
         self._attempts: set[GrpcAttempt] = set()
@@ -171,7 +172,10 @@ class GrpcTransport:
             values = value if isinstance(value, list) else [value]
             shape = [1] * (len(tensor.shape) - 1) + [len(values)]
             wire = request.inputs.add(name=name, datatype=tensor.datatype, shape=shape)
-            getattr(wire.contents, field).extend(kind(each) for each in values)
+            try:
+                getattr(wire.contents, field).extend(kind(each) for each in values)
+            except (TypeError, ValueError) as error:
+                raise RefusedError("invalid", f"{name}: {value!r} is no {tensor.datatype}: {error}") from error
         return request
 
     def call(self) -> Any:
@@ -185,6 +189,8 @@ class GrpcTransport:
             told: Any = error
             name = str(told.code().name)
             text = str(told.details() or name)
+        if self._secret:
+            text = text.replace(self._secret, "***")  # what refuses a key may repeat it
         if name == "DEADLINE_EXCEEDED" or (name == "UNAVAILABLE" and not begun and _UNREACHABLE.search(text)):
             return AttemptFailure(kind="unreachable", message=f"{self._target}: {text}")
         if name == "CANCELLED" or (name in ("UNAVAILABLE", "INTERNAL", "UNKNOWN") and _CUT.search(text)):
@@ -299,7 +305,7 @@ class GrpcAttempt:
                     self._answer.fail("cut", "the stream ended without its last response")
                 else:
                     self._heard(response)
-                if not self._go.is_set():
+                if not self._go.is_set() and not self._answer.over():  # nobody resumes what has ended
                     await self._go.wait()
             if self._answer.failure is not None:
                 self._fail(self._answer.failure)

@@ -128,6 +128,8 @@ def tensors_of(job: GenerateJob, model: Model, *, prompt: str, max_tokens: int) 
     if model.takes(_SAMPLING):
         tensors[_SAMPLING] = msgspec.json.encode(_as_json(job, max_tokens)).decode()
     else:
+        if not model.takes("max_tokens"):
+            raise _lacks(model, "max_tokens")
         tensors["max_tokens"] = max_tokens
         tensors.update(_sampling(job, model))
         if job.stop and model.takes("stop_words"):

@@ -333,3 +333,25 @@ def test_what_is_no_address_is_refused(url):
 def test_a_header_cannot_smuggle_another(headers):
     with pytest.raises(ValueError, match="line ends"):
         HttpClient("http://127.0.0.1", headers=headers)
+
+
+@pytest.mark.parametrize("status, told", [(401, b"no such key: ***"), (200, b"no such key: s3cret")])
+def test_a_key_that_a_refusal_repeats_is_not_told_on(run, status, told):
+    async def test():
+        body = b"no such key: s3cret"
+        server = Server(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+        async with server.client(headers={"Authorization": "Bearer s3cret"}) as client:
+            assert (await client.request("GET", "/x", timeout_s=20)).body == told
+
+    run(test)
+
+
+def test_a_name_that_is_none_is_unreachable(run):
+    async def test():
+        client = HttpClient(f"http://{'a' * 64}.example")
+        with pytest.raises(HttpError) as caught:
+            await client.request("GET", "/", timeout_s=20)
+        assert caught.value.kind == "unreachable"
+        await client.close()
+
+    run(test)

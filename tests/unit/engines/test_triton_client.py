@@ -118,6 +118,11 @@ def test_a_model_that_takes_no_text_does_nothing_and_says_what_it_takes():
         tensors_of(JOB, model({"IMAGE": "FP32"}), prompt="x", max_tokens=1)
 
 
+def test_a_model_that_takes_no_bound_is_not_asked_without_one():
+    with pytest.raises(RefusedError, match=r"^max_tokens: m takes text_input, and none"):
+        tensors({"text_input": "BYTES"})
+
+
 def test_a_stream_over_http_names_model_and_version():
     async def test():
         async with TritonServer().serving() as server:
@@ -292,6 +297,19 @@ def test_an_input_of_a_type_that_grpc_cannot_carry_is_refused():
             assert (failure.kind, "FP16" in failure.message) == ("invalid", True)
             assert await handle.slot_free() == "slot-free"
             assert engine.sent == 0
+            await engine.close()
+
+    run(test)
+
+
+def test_a_value_that_is_none_of_the_inputs_type_is_refused_by_its_name():
+    async def test():
+        async with TritonGrpcServer(inputs={**INPUTS, "random_seed": "INT32"}).serving() as server:
+            engine, sink = Triton({"url": server.url, "model": MODEL}), Recorder()
+            engine.generate(job(seed=2**32 - 1), sink)
+            failure = await sink.failure()
+            assert (failure.kind, failure.retriable) == ("invalid", False)
+            assert failure.message.startswith("random_seed: 4294967295 is no INT32")
             await engine.close()
 
     run(test)
