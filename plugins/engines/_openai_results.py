@@ -124,7 +124,7 @@ def _packed(vector: Sequence[float] | str) -> bytes:
         if len(raw) % 4:
             msg = "a vector is no whole number of float32"
             raise ValueError(msg)
-        return raw
+        vector = struct.unpack(f"<{len(raw) // 4}f", raw)
     if not all(map(math.isfinite, vector)):
         msg = "a vector holds what is no number"
         raise ValueError(msg)

@@ -27,6 +27,10 @@ def patience(options: Mapping[str, Any]) -> float:
     return found / 1000
 
 
+#: no server does more at once: a larger count is none
+MAX_IN_USE: Final = 65_536
+
+
 class SharedSlots:
     """Waits until a server has no more to do than it should.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -28,7 +29,7 @@ from ._in_turn import InTurn
 from ._known_options import require_known
 from ._metric_lines import prometheus
 from ._plain_jobs import plain_messages, require_able
-from ._shared_slots import SharedSlots, patience
+from ._shared_slots import MAX_IN_USE, SharedSlots, patience
 from ._slots import EngineGoneError
 from ._stream_attempt import RefusedError, StreamAttempt
 from ._tgi_frames import TokenStream, failure_of_body
@@ -269,8 +270,8 @@ class Tgi:
                 raise EngineGoneError(error.message) from error
             return None
         values = prometheus(answer.body) if answer.status == 200 else {}
-        running = values.get("tgi_batch_current_size")
-        return None if running is None else int(running + values.get("tgi_queue_size", 0.0))
+        count = values.get("tgi_batch_current_size", math.nan) + values.get("tgi_queue_size", 0.0)
+        return int(count) if 0 <= count < MAX_IN_USE else None
 
     # --- inside
 

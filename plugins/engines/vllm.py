@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -27,6 +28,7 @@ from ._openai_client import QUICK_TIMEOUT_S, SLOW_TIMEOUT_S, OpenAIClient, Serve
 from ._openai_config import OPTIONS
 from ._openai_dialects import VLLM as DIALECT
 from ._openai_wire import error_of_body
+from ._shared_slots import MAX_IN_USE
 from ._slots import EngineGoneError, SlotWatch
 
 T = TypeVar("T")
@@ -286,7 +288,8 @@ class Vllm(OpenAIClient):
     async def _in_use(self) -> int | None:
         answer = await self.http.request("GET", "/metrics", timeout_s=QUICK_TIMEOUT_S)
         found = _IN_USE.findall(answer.body) if answer.status == 200 else []
-        return int(sum(float(value) for value in found)) if found else None
+        count = sum(float(value) for value in found) if found else math.nan
+        return int(count) if 0 <= count < MAX_IN_USE else None
 
     async def _chat_ids(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]

@@ -100,6 +100,7 @@ def test_vectors_may_come_as_base64():
         [{"embedding": "AAA="}, {"embedding": "AAA="}],
         [{"embedding": "…"}, {"embedding": "…"}],
         [{"embedding": [1e300]}, {"embedding": [1]}],
+        [{"embedding": "AADAfw=="}, {"embedding": "AACAPw=="}],  # not a number, and 1
         [{"embedding": [None]}, {"embedding": [1]}],
         [{"embedding": 5}],
         None,

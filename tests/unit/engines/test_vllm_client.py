@@ -257,6 +257,9 @@ def test_metrics_are_those_of_vllm_without_what_is_the_same_in_all():
                 'vllm:request_success_total{finished_reason="stop"}': 3.0,
             }
             assert await engine.slots_in_use() == 7
+        endless = 'vllm:num_requests_running{engine="0",model_name="m"} 1e999\n'
+        async with opened(Flawed(metrics=(200, endless))) as (engine, server):
+            assert await engine.slots_in_use() is None, "a count that is none is not believed"
         async with opened(Flawed(metrics=(404, None))) as (engine, server):
             assert (await engine.metrics(), await engine.slots_in_use()) == ({}, None)
             server.die()
