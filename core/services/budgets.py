@@ -96,6 +96,9 @@ class BudgetService:
         accounts = self._accounts(caller.owner, request.session_id, now_ns)
         if accounts:
             prices = self._prices_of(request)
+            if not self._counted(request):
+                # Its bytes are only a bound: refused by them, it would never load the engine that can tell.
+                prompt_tokens = 1
             speaks = 1 if request.workload in ("completion", "chat") else 0
             cost = prompt_tokens * dearer(prices) + speaks * prices.output_pico
             wanted = Amount(tokens=prompt_tokens + speaks, cost_pico=cost)
@@ -103,6 +106,11 @@ class BudgetService:
             if left.tokens < wanted.tokens or left.cost_pico < wanted.cost_pico:
                 raise exhausted(accounts, wanted, now_ns)
         return []
+
+    def _counted(self, request: TaskRequest) -> bool:
+        """Whether a prompt's tokens are known, or could be asked for: an engine that is not loaded counts when it is."""
+        pools = self._journal.head.pools
+        return request.prompt_ids is not None or any(p.ready for p in pools.serving(self._group_of(request) or ""))
 
     def prompt_room(self, request: TaskRequest, caller: Caller, now_ns: int) -> int | None:
         """Tokens that a prompt may surely have; a longer one has to be counted exactly. ``None``: as many as it likes."""
@@ -113,12 +121,13 @@ class BudgetService:
         money = (left.cost_pico - price.output_pico) // dearer(price) if dearer(price) else left.tokens
         return min(left.tokens - 1, money)
 
+    def _group_of(self, request: TaskRequest) -> str | None:
+        pools, name = self._journal.head.pools, request.model_ref
+        return pools.group_of(name) or pools.group_of(self._models.get(name, name))
+
     def _prices_of(self, request: TaskRequest) -> PriceRecord:
         name = request.model_ref
-        group = self._journal.head.pools.group_of(name) or self._journal.head.pools.group_of(
-            self._models.get(name, name)
-        )
-        return self._prices.of(group or name, name)
+        return self._prices.of(self._group_of(request) or name, name)
 
     def _accounts(self, owner: str, session_id: str | None, now_ns: int) -> list[Account]:
         """All that a task is counted on, defaults included; what is due is made to happen first."""

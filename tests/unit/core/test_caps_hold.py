@@ -36,6 +36,26 @@ def test_a_result_that_cannot_be_paid_is_not_given() -> None:
             stage.submit(workload="embedding", inputs=["a"])
 
 
+def test_a_prompt_that_nobody_can_count_yet_waits_for_its_engine_to_count_it() -> None:
+    with on_stage(ready=False, settings=priced({"p": 1})) as stage:
+        put(stage, tokens=50)
+        fits, does_not = (stage.submit(f"{n} " * 100).task_id for n in range(2))
+        with pytest.raises(BudgetExhaustedError):
+            stage.submit(prompt_ids=[1] * 50)
+        stage.pool_ready("p")
+        stage.settle()
+        attempt = stage.attempt(fits)
+        attempt.start(20)
+        say(stage, attempt, "a")
+        attempt.end()
+        stage.settle()
+        stage.attempt(does_not).start(60)
+        stage.settle()
+        assert stage.ended(fits).outcome == "completed"
+        assert stage.ended(does_not).code == "BUDGET_EXHAUSTED"
+        assert held(stage).tokens == 0
+
+
 def test_a_session_is_the_same_in_capitals() -> None:
     with on_stage(settings=priced({"p": 1})) as stage:
         caps = [BudgetCapSettings(tokens=6)]
