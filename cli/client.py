@@ -53,8 +53,9 @@ class Client:
     def __post_init__(self) -> None:
         with _told(self.url):
             self.url = checked(self.url)
+            server = Server(self.url, self.token)
         self._sdk = Sdk(
-            target=Target(Server(self.url, self.token), self._found),
+            target=Target(server, self._found),
             ca_file=self.ca_file or None,
             retries=0,
             stream_retries=MOST_RETRIES,

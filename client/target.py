@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,16 +16,29 @@ from .errors import LlamaOrchError, UnreachableError
 #: what a server without keys accepts
 NO_KEY = "local"
 _FILE = "server.json"
+_KEY = re.compile(r"[!-~]+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server answers, and what it is told of the caller."""
+    """Where a server answers, and what it is told of the caller.
+
+    :raises LlamaOrchError: the key can be none; what it is instead is not repeated.
+    """
 
     url: str
+    #: a key as it came from a file or a variable, whose line end is none of it
     token: str = field(repr=False)
     #: whom to trust for https; "" = the system's authorities
     ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        key = self.token.strip() or NO_KEY
+        if not _KEY(key):
+            error = LlamaOrchError("the API key holds a space, a line end or another character that no key has")
+            error.remedy = "Look at where it comes from, such as LLORCH_API_TOKEN: it has to be the key alone."
+            raise error
+        object.__setattr__(self, "token", key)
 
 
 class Target:
@@ -61,7 +75,7 @@ def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | N
     :raises UnreachableError: none is named, and none runs here.
     """
     given = os.environ if environ is None else environ
-    key = token or given.get("LLORCH_API_TOKEN") or ""
+    key = (token or given.get("LLORCH_API_TOKEN") or "").strip()
     named = url or given.get("LLORCH_URL")
     if named:
         server = Server(checked(named), key or NO_KEY, given.get("LLORCH_CA_FILE") or "")

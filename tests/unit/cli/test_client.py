@@ -49,6 +49,20 @@ def test_json_goes_both_ways(server, client):
     assert said.headers["Authorization"] == "Bearer local"
 
 
+def test_a_line_end_around_the_key_is_none_of_it(server):
+    server.on("GET", "/v1/pools", answer(body=[]))
+    Client(server.url, token="lo_mine\n").get("/v1/pools")
+    assert server.said[0].headers["Authorization"] == "Bearer lo_mine"
+
+
+@pytest.mark.parametrize("key", ["lo_one\nlo_two", "lo_ä"])
+def test_what_can_be_no_key_is_refused_and_not_repeated(server, key):
+    with pytest.raises(CliError) as caught:
+        Client(server.url, token=key).get("/v1/pools")
+    assert caught.value.status == exits.USAGE
+    assert "lo_" not in str(caught.value) + caught.value.remedy
+
+
 def test_query_values_are_quoted_and_none_left_out(server, client):
     server.on("GET", "/v1/tasks", answer(body=[]))
     client.get("/v1/tasks", state=None, model_ref="a b&c", limit=3)

@@ -57,6 +57,21 @@ def test_whom_to_trust_comes_from_the_environment_or_the_servers_file_and_keys_a
     assert target_of("https://there", None, environ).server.ca_file == "/mine.pem"
 
 
+def test_a_line_end_around_a_key_is_none_of_it(here):
+    assert target_of("http://there", "lo_said\n", {}).server.token == "lo_said"
+    assert target_of("http://there", None, {"LLORCH_API_TOKEN": " lo_mine\r\n"}).server.token == "lo_mine"
+    assert target_of("http://there", None, {"LLORCH_API_TOKEN": "\n"}).server.token == "local"
+    assert target_of(None, None, here(token="lo_file\n")).server.token == "lo_file"
+
+
+@pytest.mark.parametrize("key", ["lo_one\nlo_two", "lo_ä", "lo_ two", "lo_\0", "lo_\ud800", "lo_\x7f"])
+def test_what_can_be_no_key_is_refused_and_not_repeated(key):
+    with pytest.raises(LlamaOrchError) as caught:
+        target_of("http://there", key, {})
+    assert "lo_" not in caught.value.message + caught.value.remedy
+    assert caught.value.remedy
+
+
 def test_while_none_is_found_the_last_one_stays(here, tmp_path):
     target = target_of(None, None, here())
     (tmp_path / "server.json").unlink()
