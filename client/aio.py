@@ -259,7 +259,7 @@ class AsyncClient:
         """The lines of a long answer as they come. :raises UnreachableError: also when it breaks off before its end."""
         try:
             async with self._http.stream(**self._request(call, self.timeout_s)) as response:
-                if response.status_code >= 400:
+                if response.status_code >= 300:
                     raise api_error(response.status_code, await response.aread(), response.headers)
                 rest = b""
                 async for chunk in response.aiter_bytes():

@@ -69,6 +69,8 @@ class AsyncFrames(AsyncIterator[Frame]):
                 self._chunks = self._response.aiter_bytes()
             self._ready.extend(cursor.feed(await self._chunk()))
             if cursor.broken is None:
+                if cursor.ended:
+                    await self._hang_up()  # who hears that the task failed asks for nothing more
                 return
             error: LlamaOrchError = cursor.broken
         except LlamaOrchError as refused:

@@ -66,8 +66,8 @@ class Call(Generic[T]):
         return headers | dict(self.headers)
 
     def result(self, status: int, raw: bytes, headers: Mapping[str, str]) -> T:
-        """What the answer says. :raises ApiError: it is an error. :raises LlamaOrchError: it is none of ours."""
-        if status >= 400:
+        """What the answer says. :raises ApiError: it is an error, or leads elsewhere. :raises LlamaOrchError: it is none of ours."""
+        if status >= 300:
             raise api_error(status, raw, headers)
         if self.answer is bytes:
             return raw  # type: ignore[return-value]

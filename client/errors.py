@@ -271,7 +271,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error(status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> ApiError:
-    """An answer with a status of 400 or more as its exception; a body in OpenAI's or Anthropic's envelope is opened.
+    """An answer with a status of 300 or more as its exception; a body in OpenAI's or Anthropic's envelope is opened.
 
     :param headers: names in lower case; ``Retry-After`` counts where the body says nothing.
     """
@@ -287,5 +287,8 @@ def api_error(status: int, raw: bytes, headers: Mapping[str, str] | None = None)
     seconds = (headers or {}).get("retry-after", "")
     if "retry_after_ms" not in told and seconds.isascii() and seconds.isdigit() and len(seconds) < 10:
         told = {**told, "retry_after_ms": int(seconds) * 1000}
+    if status < 400:  # a key is not taken elsewhere
+        told = {"remedy": "Name the server's own address: this one only leads to another."}
+        message = f"the answer leads elsewhere (HTTP {status}), and no redirect is followed"
     kind = BY_CODE.get(str(told.get("code")), _BY_STATUS.get(status, ApiError))
     return kind(status, told, message)

@@ -259,7 +259,7 @@ class Client:
         """The lines of a long answer as they come. :raises UnreachableError: also when it breaks off before its end."""
         try:
             with self._http.stream(**self._request(call, self.timeout_s)) as response:
-                if response.status_code >= 400:
+                if response.status_code >= 300:
                     raise api_error(response.status_code, response.read(), response.headers)
                 rest = b""
                 for chunk in response.iter_bytes():

@@ -69,6 +69,8 @@ class Frames(Iterator[Frame]):
                 self._chunks = self._response.iter_bytes()
             self._ready.extend(cursor.feed(self._chunk()))
             if cursor.broken is None:
+                if cursor.ended:
+                    self._hang_up()  # who hears that the task failed asks for nothing more
                 return
             error: LlamaOrchError = cursor.broken
         except LlamaOrchError as refused:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from llama_orch.client import (
+    ApiError,
     AsyncClient,
     AsyncTaskHandle,
     BadTokenError,
@@ -101,6 +102,14 @@ def test_what_is_wrong_is_not_sent_again(client, wire):
     with pytest.raises(InvalidParamsError) as caught:
         client.submit(REQUEST)
     assert (len(wire.asked), caught.value.field, caught.value.got) == (1, "prompt", 3)
+
+
+@pytest.mark.parametrize("ask", [lambda c: c.cancel("t"), lambda c: c.pools(), lambda c: list(c.stream("t"))])
+def test_a_redirect_is_no_answer(client, wire, ask):
+    wire.say((301, None))
+    with pytest.raises(ApiError) as caught:
+        ask(client)
+    assert (caught.value.status, len(wire.asked)) == (301, 1)
 
 
 def test_a_server_that_is_silent_or_away_is_told_apart(client, wire):
@@ -199,6 +208,7 @@ def test_a_task_that_fails_is_raised_at_its_place(client, wire):
         seen.extend(client.stream(T))
     assert (caught.value.code, caught.value.retry_after_ms) == ("DECODE_TIMEOUT", 1000)
     assert [asked.method for asked in wire.asked] == ["GET"]
+    assert wire.bodies[0].closed
 
 
 def test_a_lost_tail_is_raised_or_gone_on_from(client, wire):
