@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from llama_orch.core.events.session import SessionOpened
+from llama_orch.core.projections.head import Head
+from llama_orch.core.projections.projection import Recorded
+from llama_orch.core.projections.sessions import REMEMBER_NS
 from llama_orch.core.settings import BudgetCapSettings
 
 from ...support.stage import LOCAL, on_stage
@@ -72,3 +76,18 @@ def test_a_budget_that_is_set_again_and_again_leaves_no_ends_and_its_window_stil
         stage.clock.advance_ms(86_400_000)
         stage.advance(0.1)
         assert budgets.accounts["key/local/day"].window_end_ns > before
+
+
+def test_of_expired_sessions_the_oldest_are_forgotten_when_they_are_too_many_or_a_day_has_passed() -> None:
+    def at(time_ns: int, session_id: str) -> Recorded:
+        opened = SessionOpened(session_id=session_id, owner="local", ttl_ms=1, turn_limit=1)
+        return Recorded(1, 1, 1, f"session:{session_id}", 0, "session.opened", time_ns, "", "", opened)
+
+    head = Head()
+    head.sessions.load({"sessions": [], "expired": [[str(n), "local", 1, n] for n in range(100_005)]})
+    head.fold(at(200_000, "a"))
+    assert list(head.sessions.expired)[::99_999] == ["5", "100004"]
+    head.fold(at(REMEMBER_NS + 70_000, "b"))
+    assert list(head.sessions.expired)[::30_003] == ["70001", "100004"]
+    head.fold(at(REMEMBER_NS + 200_000, "c"))
+    assert not head.sessions.expired
