@@ -36,6 +36,8 @@ _PAUSE_NS: Final = 10_000_000_000
 _MOST_TOKENS: Final = 4096
 #: a verified token is looked at again after this time at the latest
 _TRUST_NS: Final = 60_000_000_000
+#: what comes of a provider that does not answer, or not with keys
+_UNUSABLE: Final = (OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException)
 
 Fetch = Callable[[str], Mapping[str, Any]]
 
@@ -201,7 +203,7 @@ class OidcProvider:
         try:
             self._keys = await asyncio.to_thread(self._fetch_keys)
             self._fetched_ns = self._now_ns()
-        except (OSError, ValueError, KeyError, http.client.HTTPException, self._jwt.PyJWTError) as error:
+        except (*_UNUSABLE, self._jwt.PyJWTError) as error:
             _log.warning("the keys of %s could not be fetched: %s", self._settings.issuer, error)
 
     def _fetch_keys(self) -> dict[str, jwt.PyJWK]:

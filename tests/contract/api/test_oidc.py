@@ -223,6 +223,17 @@ def test_a_provider_that_is_down_is_503_at_first_and_no_matter_later(provider: I
         provider.broken = False
 
 
+@pytest.mark.parametrize(
+    "told", ['{"keys": null}', '{"keys": 3}', "{}", "[]", "[" * 20_000, '{"keys": ["x", {"kty": []}]}']
+)
+def test_a_provider_that_tells_no_keys_is_503(provider: IdentityProvider, told: str) -> None:
+    verifier = OidcProvider(
+        settings_of(provider, jwks_url="http://127.0.0.1/certs"), lambda _url: json.loads(told), Time()
+    )
+    with pytest.raises(UnavailableError):
+        verified(verifier, provider.token())
+
+
 def test_many_who_wait_ask_once(provider: IdentityProvider) -> None:
     verifier = OidcProvider(settings_of(provider), fetcher(), Time())
     asked = provider.asked
