@@ -84,7 +84,8 @@ class Purses:
         """
         admitted, budgets = state.admitted, self._journal.head.budgets
         accounts = budgets.counted(admitted.owner, admitted.session_id)
-        if not accounts or state.task_id in budgets.holds:
+        if not accounts or state.task_id in budgets.holds or state.started is not None:
+            # What began before there was a budget is counted on none to its end, however many attempts it takes.
             return []
         prices = self._prices.of(admitted.group, admitted.model_ref)
         left = room_of(accounts, now_ns)

@@ -56,6 +56,27 @@ def test_a_prompt_that_nobody_can_count_yet_waits_for_its_engine_to_count_it() -
         assert held(stage).tokens == 0
 
 
+def test_what_began_before_there_was_a_budget_is_counted_on_none_also_after_a_crash() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        task_id = stage.submit().task_id
+        attempt = stage.attempt(task_id)
+        attempt.start()
+        say(stage, attempt, *"abcdefghi")
+        stage.crash()
+        stage.start()
+        put(stage, tokens=10)
+        stage.attempt(task_id).fail()
+        stage.attempt(task_id).free()
+        stage.advance(60)
+        again = stage.attempt(task_id)
+        again.start()
+        say(stage, again, *"abcdefghijk")
+        again.end()
+        stage.settle()
+        assert (stage.ended(task_id).outcome, stage.ended(task_id).charge) == ("completed", None)
+        assert spent(stage).tokens == held(stage).tokens == 0
+
+
 def test_a_session_is_the_same_in_capitals() -> None:
     with on_stage(settings=priced({"p": 1})) as stage:
         caps = [BudgetCapSettings(tokens=6)]
