@@ -14,6 +14,9 @@ import msgspec
 from falcon.asgi import Request
 
 from ..core.errors import InvalidParamsError, PayloadTooLargeError
+from ..core.services.keys import PLAIN
+from ..core.settings import MONEY
+from ..core.types import Uuid
 
 T = TypeVar("T")
 
@@ -25,6 +28,12 @@ _MISSING = re.compile(r"missing required field `(?P<name>.*?)`", re.DOTALL)
 _GOT = re.compile(r", got `[^`]*`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: what patterns of fields mean, for people
+_PATTERNS = {
+    typing.get_args(Uuid)[1].pattern: "a UUID, e.g. '0b8a6b1e-2f6e-4a43-9d3f-7d3f3c1f6a10'",
+    MONEY: "a decimal in quotes that is not negative, with at most 12 places, e.g. '2.50'",
+    PLAIN: "a text without line ends and other control characters",
+}
 #: most characters of a wrong value that an error repeats
 GOT_CHARS = 200
 
@@ -160,6 +169,9 @@ def _fits(value: Any, info: msgspec.inspect.Type) -> bool:
 
 def _wanted(reason: str) -> str:
     """What msgspec wanted, in words of JSON."""
+    for pattern, words in _PATTERNS.items():
+        if reason.endswith(f"matching regex {pattern!r}"):
+            return words
     wanted = _GOT.sub("", reason.removeprefix("Expected ")).replace("`", "")
     for ours, theirs in (("int", "an integer"), ("float", "a number"), ("str", "a text"), ("bool", "true or false")):
         wanted = re.sub(rf"\b{ours}\b", theirs, wanted)

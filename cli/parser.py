@@ -14,6 +14,7 @@ from .command import Command, commands
 from .exits import MEANINGS, UsageError
 
 _INVALID_CHOICE = re.compile(r"invalid choice: '?([^',]*)'? \(choose from (.*)\)")
+_NO_WHOLE_NUMBER = re.compile(r"argument (\S+): invalid int value: (.*)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +36,10 @@ class Parser(argparse.ArgumentParser):
             wanted = message.removeprefix("unrecognized arguments: ").split(" ")[0]
             near = difflib.get_close_matches(wanted.split("=")[0], flags, n=1)
             message = f"{wanted!r} is not understood" + (f"; did you mean {near[0]!r}?" if near else "")
+            if wanted.split("=")[0] in flags:
+                message = f"{wanted!r} stands before the command, and belongs behind it"
+        elif whole := _NO_WHOLE_NUMBER.fullmatch(message):
+            message = f"{whole[1]} takes a whole number, not {whole[2]}"
         raise UsageError(message, remedy=remedy)
 
 

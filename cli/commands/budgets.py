@@ -90,7 +90,8 @@ def remove(options: argparse.Namespace, shell: Shell) -> int:
     if shell.as_json:
         shell.json({"removed": True})
     else:
-        shell.note(f"Removed the budgets of {options.subject}.")
+        which = "the budgets" if options.window is None else f"the budget with the window {options.window!r}"
+        shell.note(f"Removed {which} of {options.subject}.")
     return exits.OK
 
 

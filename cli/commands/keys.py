@@ -18,25 +18,23 @@ _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def duration_ms(text: str) -> int:
-    """Milliseconds of ``90s``, ``15m``, ``12h``, ``30d``. :raises ValueError: it is none of these."""
+    """Milliseconds of ``90s``, ``15m``, ``12h``, ``30d``. :raises ArgumentTypeError: it is none of these."""
     found = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if not found:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as 90s, 15m, 12h or 30d")
     return int(found[1]) * _UNITS_MS[found[2]]
 
 
 def budget(text: str) -> dict[str, Any]:
-    """A cap such as ``tokens=1000000/day``. :raises ValueError: it is none."""
+    """A cap such as ``tokens=1000000/day``. :raises ArgumentTypeError: it is none."""
     found = re.fullmatch(
         r"(?:(tokens|decode_ms)=(\d{1,15})|cost=(\d{1,12}(?:\.\d{1,12})?))(?:/(none|day|month))?", text
     )
     if not found:
-        raise ValueError(text)
+        msg = f"{text!r} is no budget; write tokens=N, decode_ms=N or cost=N, with /day or /month if it begins anew"
+        raise argparse.ArgumentTypeError(msg)
     what, number, cost, window = found.groups()
     return {"window": window or "none", **({what: int(number)} if what else {"cost": cost})}
-
-
-duration_ms.__name__ = "time"  # what argparse calls it: "invalid time value"
 
 
 def _limits(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +86,10 @@ def create(options: argparse.Namespace, shell: Shell) -> int:
 
     export OPENAI_API_KEY=$(llama-orch keys create agent --rpm 60 --expires 30d)
     """
+    if options.expires == 0:
+        raise UsageError(
+            "a key that expires at once is of no use", remedy="Leave --expires out for one that never does."
+        )
     body = {"name": options.name, **_body(options)}
     if options.budgets:
         # Several caps of one window are one budget.

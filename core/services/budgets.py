@@ -190,7 +190,8 @@ class BudgetService:
     ) -> BudgetView:
         """Open an account, or change its caps; what was spent in its window stays. Durable on return.
 
-        :raises NotFoundError: there is no such key or open session. :raises InvalidParamsError: an unknown time zone.
+        :raises NotFoundError: there is no such key or open session. :raises InvalidParamsError: an unknown time zone, or a
+            key's name instead of its id.
         """
         self._require_subject(scope, subject)
         now_ns = self._journal.now_ns()
@@ -222,6 +223,11 @@ class BudgetService:
         if scope == "key" and subject.startswith("key-") and subject not in head.keys.by_id:
             msg = f"there is no key {subject[:64]!r}"
             raise NotFoundError(msg, field="subject", got=subject[:64], remedy="`llama-orch keys list` shows them.")
+        # A budget of a name would bind nobody: what a key spends is counted by its id.
+        named = [] if scope == "session" else [s.key_id for s in head.keys.by_id.values() if s.name == subject]
+        if named and subject != "local":
+            msg = f"{subject[:64]!r} is the name of a key, budgets are set by its id"
+            raise InvalidParamsError(msg, field="subject", got=subject[:64], remedy=f"Name {named[-1]} instead.")
 
     def closing(self, session_id: str) -> list[object]:
         """Events that go with a session's end: its accounts are gone with it."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from ..errors import BadTokenError, ConflictError, ForbiddenError, NotFoundError
+from ..errors import BadTokenError, ConflictError, ForbiddenError, InvalidParamsError, NotFoundError
 from ..events.key import KeyChanged, KeyCreated, KeyExpired, KeyRevoked, KeyRotated
 from ..journal.journal import Journal
 from ..projections.keys import KeyState
@@ -32,8 +32,9 @@ _NS_PER_MS = 1_000_000
 MOST_MS = 3_153_600_000_000
 
 Scope = Literal["inference", "read", "admin"]
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Pattern = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=PLAIN)]
+Pattern = Annotated[str, Meta(min_length=1, max_length=256, pattern=PLAIN)]
 Patterns = Annotated[list[Pattern], Meta(max_length=64)]
 Rate = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 TimeMs = Annotated[int, Meta(ge=0, le=MOST_MS)]
@@ -215,9 +216,10 @@ class KeyService:
 
         :raises ForbiddenError: the caller is restricted itself.
         :raises ConflictError: a key that is accepted has this name.
-        :raises InvalidParamsError: two of its budgets have the same window, or a time zone is not known.
+        :raises InvalidParamsError: two of its budgets have the same window, a time zone is not known, or a route is no path.
         """
         _require_unrestricted(caller)
+        _require_paths(spec.routes)
         self._require_free(spec.name)
         key_id = f"key-{self._random(6).hex()}"
         secret = secret_from(self._random)
@@ -242,8 +244,10 @@ class KeyService:
 
         :raises ForbiddenError: the caller is restricted itself.
         :raises NotFoundError: there is no such key. :raises ConflictError: it is over, or the name is taken.
+        :raises InvalidParamsError: a route is no path.
         """
         _require_unrestricted(caller)
+        _require_paths(patch.routes or ())
         state = self._live(key_id)
         if patch.name is not None and patch.name != state.name:
             self._require_free(patch.name)
@@ -331,3 +335,11 @@ def _require_unrestricted(caller: Caller) -> None:
     if caller.restricted:
         msg = "a key that is restricted to some models, paths or priorities cannot make or change keys"
         raise ForbiddenError(msg, field="key", got=caller.identity, remedy="Use an admin key without restrictions.")
+
+
+def _require_paths(routes: Sequence[str]) -> None:
+    for number, route in enumerate(routes):
+        if route[0] not in "/*?[":
+            msg = f"routes: no path begins as {route!r} does, so that the key would be good for nothing"
+            remedy = "Begin it with a slash, e.g. /v1/chat/*."
+            raise InvalidParamsError(msg, field=f"routes.{number}", got=route, remedy=remedy)

@@ -140,7 +140,8 @@ class SessionService:
             return [SessionOpened(session_id=session_id, owner=caller.owner, ttl_ms=ttl_ms, turn_limit=turn_limit)]
         if session.owner != caller.owner:
             msg = f"session {session_id} is not yours"
-            raise ConflictError(msg, field="session_id", got=session_id)
+            remedy = "Take a session_id of your own, or the key that opened this session."
+            raise ConflictError(msg, field="session_id", got=session_id, remedy=remedy)
         if session.due(now_ns):
             self._journal.append(self._closing(session, "expired"), actor="server", correlation="")
             raise _expired(session_id, session.ttl_ms)

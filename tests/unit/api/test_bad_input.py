@@ -188,7 +188,7 @@ TASK_BODIES: list[tuple[dict[str, Any], str, str]] = [
     ({"model_ref": "m", "prompt": "x", "max_tokens": 1.5}, "max_tokens", "an integer"),
     ({"model_ref": "m", "prompt": "x", "max_tokens": True}, "max_tokens", "an integer"),
     ({"model_ref": "m", "prompt": "x", "seed": -1}, "seed", ">= 0"),
-    ({"model_ref": "m", "prompt": "x", "task_id": "no"}, "task_id", "matching regex"),
+    ({"model_ref": "m", "prompt": "x", "task_id": "no"}, "task_id", "expected a UUID"),
     ({"model_ref": "m", "prompt": "x", "stop": ["a", 5]}, "stop.1", "a text"),
     ({"model_ref": "m", "prompt": "x", "stop": [""]}, "stop.0", "length >= 1"),
     ({"model_ref": "m", "prompt": "x", "deadline_ms": 0}, "deadline_ms", ">= 1"),

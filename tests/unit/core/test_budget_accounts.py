@@ -12,6 +12,7 @@ from llama_orch.core.errors import BudgetExhaustedError, ConflictError, InvalidP
 from llama_orch.core.events.budget import BudgetReserved, BudgetRolled, BudgetSet
 from llama_orch.core.events.task import TaskEnded
 from llama_orch.core.services.caller import Caller
+from llama_orch.core.services.keys import KeySpec
 from llama_orch.core.services.windows import bounds
 from llama_orch.core.settings import BudgetCapSettings
 from llama_orch.core.types import Amount
@@ -187,6 +188,17 @@ def test_budgets_are_for_those_that_exist() -> None:
                 put(stage, subject=subject, scope=scope, tokens=1)
         with pytest.raises(NotFoundError):
             stage.run(stage.services.budgets.remove("key", "local", "day", LOCAL))
+
+
+def test_a_keys_name_is_no_subject_since_its_budget_would_bind_nobody() -> None:
+    with on_stage(settings=priced({"p": 1})) as stage:
+        keys = stage.services.keys
+        ids = [stage.run(keys.create(KeySpec(name=name), LOCAL, ""))[0].key_id for name in ("agent", "local")]
+        with pytest.raises(InvalidParamsError) as refused:
+            put(stage, subject="agent", tokens=1)
+        assert refused.value.what_to_do == f"Name {ids[0]} instead."
+        for subject in (ids[0], "https://id.example#agent", "local"):
+            put(stage, subject=subject, tokens=1)
 
 
 def test_who_may_see_which() -> None:

@@ -54,6 +54,18 @@ def test_a_key_and_its_budgets_are_one_batch_or_nothing() -> None:
         assert len(stage.facts(KeyCreated)) == 1
 
 
+def test_a_route_that_no_path_can_match_is_refused() -> None:
+    with on_stage() as stage:
+        key_id, _ = make(stage, routes=["/v1/chat/*", "*"])
+        for refused in (
+            lambda: make(stage, "other", routes=["/v1/x", "v1/chat"]),
+            lambda: stage.run(stage.services.keys.change(key_id, KeyPatch(routes=["/v1/x", "v1/chat"]), LOCAL, "")),
+        ):
+            with pytest.raises(InvalidParamsError) as caught:
+                refused()
+            assert (caught.value.field, caught.value.got) == ("routes.1", "v1/chat")
+
+
 def test_every_change_is_an_event_of_who_made_it() -> None:
     with on_stage() as stage:
         keys, actor = stage.services.keys, Caller(owner="x", identity="token:abcdef")

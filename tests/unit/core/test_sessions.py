@@ -158,6 +158,15 @@ def test_two_budgets_of_one_window_are_refused_and_nothing_is_opened() -> None:
         assert not stage.payloads(SessionOpened)
 
 
+def test_a_session_of_another_key_is_refused_with_what_to_do() -> None:
+    with on_stage(settings=kept({"p": 1})) as stage:
+        stage.run(stage.services.sessions.create(LOCAL, session_id=ONE))
+        with pytest.raises(ConflictError) as refused:
+            stage.submit(session_id=ONE, owner="somebody")
+        assert (refused.value.field, refused.value.got) == ("session_id", ONE)
+        assert refused.value.what_to_do.startswith("Take a session_id of your own")
+
+
 def test_what_is_open_or_has_expired_is_not_opened_again() -> None:
     with on_stage(settings=kept({"p": 1}, ttl_ms=1_000)) as stage:
         stage.run(stage.services.sessions.create(LOCAL, session_id=ONE))
