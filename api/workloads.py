@@ -92,11 +92,12 @@ def _require_tools(request: TaskRequest) -> None:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             kind = tool.get("type")
+            kind = kind[:64] if isinstance(kind, str) else None
             msg = f"tools.{at}: got a tool of type {kind!r}, only functions are served"
             raise InvalidParamsError(
                 msg,
                 field=f"tools.{at}.type",
-                got=kind if isinstance(kind, str) else None,
+                got=kind,
                 expected='{"type": "function", "function": {"name": ..., "parameters": {...}}}',
             )
         name = function.get("name")

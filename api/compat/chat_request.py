@@ -12,6 +12,7 @@ from ...core.errors import InvalidParamsError
 from ...core.types import ChatMessage, TaskRequest
 from ..requests import explain
 from ..workloads import require_sound
+from .own_parameters import word
 from .parameters import fields_of
 from .sampling_request import SamplingRequest, Tokens, refused, task_fields
 
@@ -84,10 +85,11 @@ def schema_of(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
             return found
         field = "response_format.json_schema.schema"
         raise refused(field, None, "an object is expected", "Send the JSON schema there.")
-    near = difflib.get_close_matches(str(kind), ["text", "json_object", "json_schema"], n=1)
+    kind = word(kind)
+    near = difflib.get_close_matches(kind, ["text", "json_object", "json_schema"], n=1)
     raise refused(
         "response_format.type",
-        kind if isinstance(kind, str) else None,
+        kind,
         f"got {kind!r}, expected text, json_object or json_schema",
         f"Did you mean {near[0]}?" if near else "Send one of the three.",
     )

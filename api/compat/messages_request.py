@@ -189,7 +189,7 @@ def _thinking(given: _Object | None, config: _Object, ignored: list[str]) -> Thi
         budget = given.get("budget_tokens")
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
             msg = "thinking.budget_tokens: expected a number of tokens"
-            shown = budget if isinstance(budget, (int, str, type(None))) else type(budget).__name__
+            shown = budget if isinstance(budget, int) else word(budget)
             raise InvalidParamsError(msg, field="thinking.budget_tokens", got=shown, expected="a number above 0")
         # Engines know degrees, not budgets.
         ignored.append("thinking.budget_tokens")

@@ -78,6 +78,22 @@ def test_parameters_of_chats_become_those_of_tasks(
 
 
 @pytest.mark.parametrize(
+    "path, wrong",
+    [
+        ("/v1/chat/completions", {"response_format": {"type": {"a": "x" * 3000}}}),
+        ("/v1/completions", {"prompt": "x", "response_format": {"type": "x" * 3000}}),
+        ("/v1/chat/completions", {"tools": [{"type": "x" * 3000}]}),
+        ("/v1/chat/completions", {"tools": [{"type": ["x" * 3000]}]}),
+        ("/v1/messages", {"max_tokens": 3, "thinking": {"type": "enabled", "budget_tokens": "x" * 3000}}),
+    ],
+)
+def test_what_is_wrong_is_not_repeated_at_length(ask: Ask, path: str, wrong: dict[str, Any]) -> None:
+    answer = post(ask, path, CHAT | wrong)
+    assert answer.status == 400
+    assert len(answer.body) < 1000, answer.body
+
+
+@pytest.mark.parametrize(
     "given, param",
     [
         ({"n": 0}, "n"),
