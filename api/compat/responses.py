@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from ...core.errors import BudgetExhaustedError, InvalidParamsError, JournalUnavailableError, NotFoundError
+from ...core.errors import (
+    BudgetExhaustedError,
+    ConflictError,
+    InvalidParamsError,
+    JournalUnavailableError,
+    NotFoundError,
+)
 from ...core.services.responses import API
 from ..conversations import conversation_of
 from ..operations import Answer, Call, Resource, operation, resource
@@ -152,6 +158,10 @@ class ResponsesResource(Resource):
         services = self.services
         # A repetition shows what the first one asked for.
         admitted, kept = await services.tasks.request_of(task.task_id, call.caller)
+        if admitted.api != API:
+            field = "task_id" if idempotency_key(call) is None else "Idempotency-Key"
+            msg = f"this {field} was used for a request of another API, whose task is no response"
+            raise ConflictError(msg, field=field, got=admitted.api, remedy="Send another one.")
         one = Stored(task.task_id, admitted, kept)
         if body.stream:
             return await _streamed(self, call, one, headers)

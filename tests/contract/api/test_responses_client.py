@@ -370,6 +370,14 @@ def test_a_repetition_under_one_idempotency_key_is_one_response(client: openai.O
     assert second.to_dict() == first.to_dict()
 
 
+def test_a_key_that_another_apis_request_used_makes_no_response(client: openai.OpenAI) -> None:
+    keyed = {"Idempotency-Key": "r2"}
+    client.chat.completions.create(model="mock", messages=[{"role": "user", "content": "x"}], extra_headers=keyed)
+    with pytest.raises(openai.ConflictError) as caught:
+        client.responses.create(model="mock", input="x", extra_headers=keyed)
+    assert caught.value.param == "Idempotency-Key"
+
+
 def test_a_schema_is_taken_and_shown(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     said = client.responses.create(
