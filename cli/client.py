@@ -26,6 +26,9 @@ from .exits import AskAgainError, CliError
 #: how often a broken stream is taken up again without a single new frame in between
 MOST_RETRIES = 10
 _READY_S = 2.0
+#: what a server without keys accepts, where nobody named one
+KEYLESS = "local"
+_UNAUTHORIZED = 401
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class Client:
     timeout_s: float = 30.0
     #: how to pause between retries, and the jitter of pauses; tests pass their own
     pause: Callable[[float], object] = time.sleep
-    token: str = "local"  # noqa: S105 - what a server without keys accepts
+    token: str = KEYLESS
     #: asked before a retry: where the server is now (it may have been started again elsewhere), "" = the same
     relocate: Callable[[], str] = field(default=lambda: "")
     #: asked then as well: which key it takes now, "" = the same
@@ -111,7 +114,7 @@ class Client:
         """
         frames = self._sdk.frames(task_id, after=after, progress=progress, metrics=metrics, restart_lost=True)
         try:
-            with frames, _told(self.url):
+            with frames, _told(self.url, keyless=self.token == KEYLESS):
                 yield from frames
         except CliError as error:
             if isinstance(error.__cause__, StreamBrokenError):
@@ -129,15 +132,16 @@ class Client:
 
     def _send(self, call: Call[bytes]) -> Any:
         self._sdk.timeout_s = self.timeout_s
-        with _told(self.url, again=call.repeatable):
+        with _told(self.url, again=call.repeatable, keyless=self.token == KEYLESS):
             return _parsed(self._sdk.send(call))
 
 
 @contextlib.contextmanager
-def _told(url: str, *, again: bool = False) -> Iterator[None]:
+def _told(url: str, *, again: bool = False, keyless: bool = False) -> Iterator[None]:
     """Within the block the SDK's errors become those of commands.
 
     :param again: what is asked may be asked again without being done twice.
+    :param keyless: nobody named a key.
     """
     try:
         yield
@@ -151,7 +155,16 @@ def _told(url: str, *, again: bool = False) -> Iterator[None]:
             error.message, remedy=error.remedy, status=exits.UNREACHABLE, code=UnreachableError.code, url=url
         ) from error
     except ApiError as error:
-        raise _refused(error) from error
+        refused = _refused(error)
+        if keyless and error.status == _UNAUTHORIZED:
+            refused = CliError(
+                f"{url} asks for a key, and none is named",
+                remedy="Set LLORCH_API_TOKEN to one; `llama-orch keys create NAME` makes it, on the server's own machine.",
+                status=refused.status,
+                code="MISSING_TOKEN",
+                **refused.details,
+            )
+        raise refused from error
     except LlamaOrchError as error:
         raise exits.UsageError(error.message, remedy=error.remedy) from error
 

@@ -48,11 +48,10 @@ def loaded_from(options: argparse.Namespace, shell: Shell, **flags: str) -> Load
 def client_of(options: argparse.Namespace, shell: Shell) -> Client:
     """A client for the server that is named or up. :raises CliError: none is up."""
     from . import server_file
-    from .client import Client
 
     named = options.url or shell.environ.get("LLORCH_URL")
     if named:
-        return Client(named.rstrip("/"), token=_token(shell), ca_file=shell.environ.get("LLORCH_CA_FILE", ""))
+        return _client_at(named.rstrip("/"), options, shell)
     data_dir = loaded_from(options, shell).data_dir
     found = server_file.read(data_dir)
     if found is None:
@@ -302,15 +301,40 @@ def _client_for(found: ServerFile, shell: Shell, data_dir: Path) -> Client:
     return client
 
 
+def _client_at(url: str, options: argparse.Namespace, shell: Shell) -> Client:
+    """A client for the server at an address: of the key that is named, or of this machine's own where it is that server."""
+    from ..core.errors import ConfigError
+    from . import server_file
+    from .client import Client
+
+    ca_file = shell.environ.get("LLORCH_CA_FILE", "")
+    token = shell.environ.get("LLORCH_API_TOKEN")
+    if token:
+        return Client(url, token=token, ca_file=ca_file)
+    try:
+        data_dir = loaded_from(options, shell).data_dir
+    except (CliError, ConfigError):
+        return Client(url, ca_file=ca_file)  # a configuration that is none is no reason not to ask a server elsewhere
+
+    def own() -> ServerFile | None:
+        found = server_file.read(data_dir)
+        return found if found is not None and found.url == url else None
+
+    def renewed() -> str:
+        found = own()
+        return found.token if found is not None else ""
+
+    found = own()
+    if found is None:
+        return Client(url, ca_file=ca_file)
+    return Client(url, token=found.token or "local", ca_file=ca_file or found.ca_file, renew=renewed)
+
+
 def _token_now(data_dir: Path) -> str:
     from . import server_file
 
     found = server_file.read(data_dir)
     return found.token if found else ""
-
-
-def _token(shell: Shell) -> str:
-    return shell.environ.get("LLORCH_API_TOKEN") or "local"
 
 
 def _open_log(path: Path) -> IO[bytes]:

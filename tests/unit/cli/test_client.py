@@ -85,6 +85,17 @@ def test_an_error_keeps_the_servers_words_and_gets_the_fitting_status(server, cl
         assert caught.value.details["field"] == "prompt"
 
 
+@pytest.mark.parametrize("token, told", [("local", "asks for a key"), ("lo_wrong", "is not known")])
+def test_who_named_no_key_is_told_how_to(server, token, told):
+    refusal = {"code": "BAD_TOKEN", "message": "this key is not known", "remedy": "Use one that is."}
+    server.on("GET", "/v1/queue", answer(401, refusal))
+    with pytest.raises(CliError) as refused:
+        Client(server.url, token=token).get("/v1/queue")
+    assert told in refused.value.message
+    assert refused.value.details["http_status"] == 401
+    assert ("LLORCH_API_TOKEN" in refused.value.remedy) == (token == "local")
+
+
 def test_a_server_that_does_not_answer_is_unreachable():
     with pytest.raises(CliError) as caught:
         Client(closed_port()).get("/x")

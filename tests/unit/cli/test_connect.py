@@ -61,6 +61,22 @@ def test_a_named_server_wins_over_the_variable_and_both_over_the_running_one(opt
     assert client_of(options, shell).url == "http://127.0.0.1:3"
 
 
+def test_the_machines_own_server_takes_its_own_key_also_when_it_is_named(options, shell, data_dir):
+    pid, url = os.getpid(), "http://127.0.0.1:1"
+    server_file.write(data_dir, ServerFile(pid, process_start(pid), url, "1", str(data_dir), token="its-own-key"))
+    shell.environ = {"LLORCH_URL": f"{url}/"}
+    client = client_of(options, shell)
+    assert (client.token, client.renew()) == ("its-own-key", "its-own-key")
+    shell.environ["LLORCH_API_TOKEN"] = "of-the-caller"
+    assert client_of(options, shell).token == "of-the-caller"
+    options.url = "http://127.0.0.1:2"
+    shell.environ = {}
+    elsewhere = client_of(options, shell)
+    assert (elsewhere.token, elsewhere.renew()) == ("local", ""), "no other server gets it"
+    options.config = "/no/such.yaml"
+    assert client_of(options, shell).url == "http://127.0.0.1:2"
+
+
 def test_a_call_moves_on_when_its_server_ended(options, shell, data_dir, ready):
     first = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     runs(data_dir, first.pid, f"{ready.url}/one", temporary=True)
