@@ -113,13 +113,17 @@ class BudgetService:
         return request.prompt_ids is not None or any(p.ready for p in pools.serving(self._group_of(request) or ""))
 
     def prompt_room(self, request: TaskRequest, caller: Caller, now_ns: int) -> int | None:
-        """Tokens that a prompt may surely have; a longer one has to be counted exactly. ``None``: as many as it likes."""
+        """Tokens that a prompt may surely have; a longer one has to be counted exactly. ``None``: as many as it likes.
+
+        A share of what is left, the smaller the more tasks hold something of it: what is reserved for a prompt that nobody
+        counted is a few times what it takes, and would keep the others out.
+        """
         accounts = self._journal.head.budgets.counted(caller.owner, request.session_id or "")
         if not accounts:
             return None
         left, price = room_of(accounts, now_ns), self._prices_of(request)
         money = (left.cost_pico - price.output_pico) // dearer(price) if dearer(price) else left.tokens
-        return min(left.tokens - 1, money)
+        return min(left.tokens - 1, money) // (2 * (1 + max(account.holders for account in accounts)))
 
     def _group_of(self, request: TaskRequest) -> str | None:
         pools, name = self._journal.head.pools, request.model_ref

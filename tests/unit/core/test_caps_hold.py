@@ -77,6 +77,20 @@ def test_what_began_before_there_was_a_budget_is_counted_on_none_also_after_a_cr
         assert spent(stage).tokens == held(stage).tokens == 0
 
 
+def test_long_prompts_at_once_do_not_keep_each_other_out() -> None:
+    with on_stage(slots={"p": 16}, settings=priced({"p": 16})) as stage:
+        put(stage, tokens=10_000)
+        # A prompt of a thousand tokens is two thousand bytes.
+        for _ in range(7):
+            stage.submit("w " * 1_000)
+        for attempt in list(stage.engines["p"].attempts):
+            attempt.start(1_001)
+            say(stage, attempt, "a", "b")
+            attempt.end()
+        stage.settle()
+        assert held(stage).tokens == 0
+
+
 def test_a_session_is_the_same_in_capitals() -> None:
     with on_stage(settings=priced({"p": 1})) as stage:
         caps = [BudgetCapSettings(tokens=6)]
