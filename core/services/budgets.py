@@ -15,7 +15,7 @@ from ..settings import BudgetCapSettings, Settings
 from ..types import Amount, TaskRequest
 from .caller import Caller
 from .price_list import PriceList
-from .purses import dearer, due, exhausted, exhausted_account, room_of
+from .purses import counted_on, dearer, due, exhausted, exhausted_account, room_of
 from .windows import WINDOWS, bounds, rolled
 
 #: windows that begin anew in one batch
@@ -118,7 +118,7 @@ class BudgetService:
         A share of what is left, the smaller the more tasks hold something of it: what is reserved for a prompt that nobody
         counted is a few times what it takes, and would keep the others out.
         """
-        accounts = self._journal.head.budgets.counted(caller.owner, request.session_id or "")
+        accounts = counted_on(self._journal.head, caller.owner, request.session_id or "")
         if not accounts:
             return None
         left, price = room_of(accounts, now_ns), self._prices_of(request)
@@ -135,14 +135,13 @@ class BudgetService:
 
     def _accounts(self, owner: str, session_id: str | None, now_ns: int) -> list[Account]:
         """All that a task is counted on, defaults included; what is due is made to happen first."""
-        budgets = self._journal.head.budgets
-        accounts = budgets.counted(owner, session_id or "")
+        accounts = counted_on(self._journal.head, owner, session_id or "")
         defaults = list(self._defaults_for(owner, now_ns))
         # A window begins anew before its caps change, so that what was spent in it does not go along.
         events = [*due(accounts, now_ns), *defaults]
         if events:
             self._journal.append(events, actor="server", correlation="")
-            accounts = budgets.counted(owner, session_id or "")
+            accounts = counted_on(self._journal.head, owner, session_id or "")
         return accounts
 
     def _defaults_for(self, owner: str, now_ns: int) -> Iterable[BudgetSet | BudgetRemoved]:
@@ -267,8 +266,7 @@ class BudgetService:
 
     def remaining(self, owner: str, session_id: str = "") -> Remaining | None:
         """What the next task of an owner, in this session, may still take; ``None``: nothing bounds it."""
-        budgets = self._journal.head.budgets
-        accounts = budgets.counted(owner, session_id)
+        accounts = counted_on(self._journal.head, owner, session_id)
         if not accounts:
             return None
         left = room_of(accounts, self._journal.now_ns())

@@ -14,6 +14,7 @@ from ..errors import BudgetExhaustedError
 from ..events.budget import BudgetReserved, PriceRecord
 from ..journal.journal import Journal
 from ..projections.budgets import Account, Hold
+from ..projections.head import Head
 from ..projections.tasks import TaskState
 from ..types import Amount, TaskPhase
 from .price_list import PriceList, used
@@ -25,6 +26,12 @@ _TRANCHE = Amount(tokens=256, decode_us=10_000_000)
 _UNBOUNDED = Amount(tokens=4096, decode_us=60_000_000)
 _ENDLESS = 10**30
 _QUANTITIES = (("tokens", "tokens"), ("decode_us", "decode time"), ("cost_pico", "money"))
+
+
+def counted_on(head: Head, owner: str, session_id: str) -> list[Account]:
+    """The accounts of a task: its owner's, and those of its session, if that is the owner's and open."""
+    session = head.sessions.by_id.get(session_id)
+    return head.budgets.counted(owner, session_id if session is not None and session.owner == owner else "")
 
 
 def room_of(accounts: Sequence[Account], now_ns: int) -> Amount:
@@ -83,7 +90,7 @@ class Purses:
         :raises BudgetExhaustedError: there is not enough left for its prompt and a first token.
         """
         admitted, budgets = state.admitted, self._journal.head.budgets
-        accounts = budgets.counted(admitted.owner, admitted.session_id)
+        accounts = counted_on(self._journal.head, admitted.owner, admitted.session_id)
         if not accounts or state.task_id in budgets.holds or state.started is not None:
             # What began before there was a budget is counted on none to its end, however many attempts it takes.
             return []

@@ -6,13 +6,14 @@ import msgspec
 import pytest
 
 from llama_orch.core.entries import batch_of
-from llama_orch.core.errors import BudgetExhaustedError
+from llama_orch.core.errors import BudgetExhaustedError, ConflictError
 from llama_orch.core.ports import AttemptEnd, EmbeddingResult
+from llama_orch.core.services.caller import Caller
 from llama_orch.core.settings import BudgetCapSettings, PriceSettings
 from llama_orch.core.types import Entry
 
 from ...support.stage import LOCAL, on_stage
-from .budgeting import embeds, finish, held, priced, put, say, spent
+from .budgeting import SESSION, embeds, finish, held, priced, put, say, spent
 
 SHOUTED = "ABCDEF00-0000-4000-8000-00000000000A"
 
@@ -89,6 +90,27 @@ def test_long_prompts_at_once_do_not_keep_each_other_out() -> None:
             attempt.end()
         stage.settle()
         assert held(stage).tokens == 0
+
+
+def test_the_budget_of_another_ones_session_binds_nobody_else() -> None:
+    with on_stage(slots={"p": 2}, settings=priced({"p": 2})) as stage:
+        create, ann, bob = stage.services.sessions.create, Caller(owner="ann"), Caller(owner="bob")
+        caps = [BudgetCapSettings(tokens=0)]
+        stage.run(create(bob, session_id=SESSION, budgets=caps))
+        with pytest.raises(ConflictError, match="not yours"):
+            stage.submit(owner="ann", session_id=SESSION)
+        stage.run(stage.services.sessions.delete(SESSION, bob))
+        stage.run(create(ann, session_id=SESSION))
+        for _ in range(3):
+            waits = stage.submit(owner="ann", session_id=SESSION).task_id
+        stage.run(stage.services.sessions.delete(SESSION, ann))
+        stage.run(create(bob, session_id=SESSION, budgets=caps))
+        attempt = stage.engines["p"].attempts[0]
+        attempt.start()
+        attempt.end()
+        stage.settle()
+        finish(stage, waits)
+        assert (stage.ended(waits).outcome, stage.ended(waits).charge) == ("completed", None)
 
 
 def test_a_session_is_the_same_in_capitals() -> None:
