@@ -101,8 +101,7 @@ def test_the_budget_of_another_ones_session_binds_nobody_else() -> None:
             stage.submit(owner="ann", session_id=SESSION)
         stage.run(stage.services.sessions.delete(SESSION, bob))
         stage.run(create(ann, session_id=SESSION))
-        for _ in range(3):
-            waits = stage.submit(owner="ann", session_id=SESSION).task_id
+        _, _, waits = (stage.submit(owner="ann", session_id=SESSION).task_id for _ in range(3))
         stage.run(stage.services.sessions.delete(SESSION, ann))
         stage.run(create(bob, session_id=SESSION, budgets=caps))
         attempt = stage.engines["p"].attempts[0]
