@@ -22,7 +22,7 @@ from .connection import AsgiConnection, Receive, Send
 from .gate import Gate
 from .problems import body_of, headers_of, no_route
 from .requests import too_large
-from .streaming import drive
+from .streaming import drive, stopping
 
 _log = logging.getLogger("llama_orch.api")
 _CORRELATION = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}").fullmatch
@@ -79,8 +79,12 @@ class Edge:
         scope["llama_orch.correlation"] = correlation.decode()
         echoed = ((b"x-correlation-id", correlation), (b"x-request-id", request_id or correlation))
 
+        begun = False
+
         async def answer(message: dict[str, Any]) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 if "llama_orch.stream" in scope:
                     message["headers"] = [h for h in message["headers"] if h[0] != b"content-length"]
                 caller: Caller | None = scope.get("llama_orch.caller")
@@ -112,11 +116,14 @@ class Edge:
             if plan is not None:
                 await drive(plan, connection, send)
         except asyncio.CancelledError:
-            # The client left while its answer was being waited for: nobody is there to be answered.
+            # The client left while its answer was being waited for, so that nobody is there to be answered; or the server
+            # stops.
             task = asyncio.current_task()
-            if not connection.lost or task is None:
+            if task is None or (begun and not connection.lost):
                 raise
             task.uncancel()
+            if not connection.lost:
+                await self._refuse(stopping(), scope, answer)
 
     def _shape_of(self, path: str) -> str:
         """How errors of a path are written: as those of the route that it is, or that it stands below."""

@@ -20,6 +20,16 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _log = logging.getLogger("llama_orch.api")
 
 
+def stopping() -> JournalUnavailableError:
+    """What is told to who reads a stream, or waits for an answer, when the server stops: tasks outlive that."""
+    return JournalUnavailableError(
+        "the server stops",
+        retry_after_ms=1000,
+        remedy="When it is back, follow the task after the last id that was seen, or send the request again: with the "
+        "same Idempotency-Key it is the same task.",
+    )
+
+
 class Renderer(Protocol):
     """A pure rendering of a task's stream."""
 
@@ -84,7 +94,7 @@ async def drive(plan: StreamPlan, connection: Connection, send: Send) -> None:
         task.uncancel()
         if not connection.lost:
             # The server stops: the reader comes back with its last id.
-            final = renderer.broken(JournalUnavailableError("the server stops", retry_after_ms=1000))
+            final = renderer.broken(stopping())
     except OrchError as error:
         final = renderer.broken(told(error))
     except Exception:
