@@ -95,13 +95,15 @@ def messages_of(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 
 def model_of(client: Client, named: str | None) -> str:
-    """The model to ask for: the named one, else the server's first. :raises CliError: the server has none."""
+    """The model to ask for: the named one, else the server's first. :raises CliError: it has none for this caller."""
     if named:
         return named
     listed = client.get("/v1/models")
     names = [str(model["id"]) for model in (listed or {}).get("data", [])]
     if not names:
         raise CliError(
-            "the server has no model", remedy="Add a pool to its configuration: `llama-orch init` writes a first one."
+            "the server has no model that you may use",
+            remedy="Use a key that is for one of its models, or add a pool to its configuration: `llama-orch init` writes a"
+            " first one.",
         )
     return names[0]

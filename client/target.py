@@ -76,14 +76,18 @@ def target_of(url: str | None, token: str | None, environ: Mapping[str, str] | N
     """
     given = os.environ if environ is None else environ
     key = (token or given.get("LLORCH_API_TOKEN") or "").strip()
-    named = url or given.get("LLORCH_URL")
-    if named:
-        server = Server(checked(named), key or NO_KEY, given.get("LLORCH_CA_FILE") or "")
-        return Target(server, lambda: server)
+    named = checked(url or given.get("LLORCH_URL") or "") if url or given.get("LLORCH_URL") else ""
     folder = data_directory(given)
 
     def find() -> Server:
-        found = _read(folder / _FILE)
+        try:
+            found = _read(folder / _FILE)
+        except UnreachableError:
+            if not named:
+                raise
+            found = {}
+        if named and found.get("url") != named:
+            return Server(named, key or NO_KEY, given.get("LLORCH_CA_FILE") or "")
         ca_file = given.get("LLORCH_CA_FILE") or found.get("ca_file") or ""
         return Server(checked(found["url"]), key or found.get("token") or NO_KEY, ca_file)
 

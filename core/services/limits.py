@@ -87,18 +87,15 @@ class RateLimits:
         caller.require_priority(request.priority)
         if not caller.limited:
             return
-        if caller.tokens_per_minute:
-            # Debt of earlier answers has to be paid off before more work is begun.
-            tokens = self._bucket(caller.owner, "tokens", caller.tokens_per_minute, now_ns)
-            wait_ms = tokens.wait_ms(1)
-            if wait_ms:
-                raise self._refusal("tokens", caller.tokens_per_minute, wait_ms)
-        if caller.requests_per_minute:
-            requests = self._bucket(caller.owner, "requests", caller.requests_per_minute, now_ns)
-            wait_ms = requests.wait_ms(1)
-            if wait_ms:
-                raise self._refusal("requests", caller.requests_per_minute, wait_ms)
-            requests.level -= 1
+        # Debt of earlier answers has to be paid off before more work is begun.
+        limits = {"tokens": caller.tokens_per_minute, "requests": caller.requests_per_minute}
+        buckets = {what: self._bucket(caller.owner, what, most, now_ns) for what, most in limits.items() if most}
+        # Whoever is told the shorter wait of two would be refused again at its end.
+        wait_ms, what = max((bucket.wait_ms(1), what) for what, bucket in buckets.items())
+        if wait_ms:
+            raise self._refusal(what, limits[what], wait_ms)
+        if "requests" in buckets:
+            buckets["requests"].level -= 1
 
     def events(self, request: TaskRequest, caller: Caller, prompt_tokens: int, now_ns: int) -> list[object]:
         """Take the prompt's tokens; nothing is journaled. :raises RateLimitedError: there are not so many."""

@@ -40,6 +40,19 @@ def test_the_key_of_the_servers_file_goes_to_that_server_alone(here):
     assert target_of("http://elsewhere", "lo_said", environ).server.token == "lo_said"
 
 
+def test_the_servers_own_key_is_taken_also_where_its_address_is_named(here):
+    environ = here(token="one", ca_file="/its.pem")
+    for target in (
+        target_of("http://127.0.0.1:1/", None, environ),
+        target_of(None, None, environ | {"LLORCH_URL": "http://127.0.0.1:1"}),
+    ):
+        assert target.server == Server("http://127.0.0.1:1", "one", "/its.pem")
+    here(url="http://127.0.0.1:2", token="two")
+    assert target.look_again()
+    assert target.server == Server("http://127.0.0.1:1", "local"), "a named server is not exchanged for another"
+    assert target_of("http://127.0.0.1:2", None, {"LLORCH_DATA_DIR": "/no/such"}).server.token == "local"
+
+
 def test_a_server_that_was_started_again_is_found_with_its_new_key(here):
     target = target_of(None, None, here(token="one"))
     assert not target.look_again()

@@ -104,6 +104,17 @@ def test_a_batch_key_takes_batch_tasks_alone() -> None:
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_longer_wait_of_two_limits_is_told() -> None:
+    with on_stage(slots={"p": 8}) as stage:
+        for owner, per_minute, longer in (("a", 1, "requests_per_minute"), ("b", 60, "tokens_per_minute")):
+            caller = Caller(owner=owner, tokens_per_minute=600, requests_per_minute=per_minute)
+            finish(stage, submit(stage, caller), tokens=797)  # 20 s of debt
+            with pytest.raises(RateLimitedError) as caught:
+                submit(stage, caller)
+            assert caught.value.field == longer
+            assert (caught.value.retry_after_ms or 0) > (50_000 if owner == "a" else 20_000)
+
+
 def test_tokens_of_prompt_and_answer_are_taken_and_debt_is_waited_for() -> None:
     with on_stage(slots={"p": 8}) as stage:
         caller = Caller(owner="a", tokens_per_minute=600)
