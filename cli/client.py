@@ -19,7 +19,7 @@ from ..client.calls import Call
 from ..client.errors import ApiError, LlamaOrchError, SilentError, StreamBrokenError, UnreachableError
 from ..client.sse import Frame
 from ..client.sync import Client as Sdk
-from ..client.target import Server, Target, checked
+from ..client.target import Server, Target, checked, shown
 from . import exits
 from .exits import AskAgainError, CliError
 
@@ -152,7 +152,7 @@ def _told(url: str, *, again: bool = False, keyless: bool = False) -> Iterator[N
     except UnreachableError as error:
         kind = AskAgainError if again and not isinstance(error, SilentError) else CliError
         raise kind(
-            error.message, remedy=error.remedy, status=exits.UNREACHABLE, code=UnreachableError.code, url=url
+            error.message, remedy=error.remedy, status=exits.UNREACHABLE, code=UnreachableError.code, url=shown(url)
         ) from error
     except ApiError as error:
         refused = _refused(error)

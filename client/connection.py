@@ -7,6 +7,7 @@ import httpx2
 from llama_orch import __version__
 
 from .errors import SilentError, TaskFailedError, UnreachableError
+from .target import shown
 from .types import Task
 
 #: a stream sends a comment at least every 15 s; a silence of this length is a dead connection
@@ -32,6 +33,7 @@ def unreachable(error: Exception, url: str) -> UnreachableError:
     slow = isinstance(error, httpx2.TimeoutException)
     what = "took too long to answer" if slow else "does not answer"
     kind = SilentError if slow else UnreachableError
+    url = shown(url)
     return kind(f"the server at {url} {what} ({str(error) or type(error).__name__})", url=url)
 
 

@@ -111,10 +111,15 @@ def checked(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        error = LlamaOrchError(f"{url!r} is no server address")
+        error = LlamaOrchError(f"{shown(url)!r} is no server address")
         error.remedy = "It looks like http://127.0.0.1:8080."
         raise error
     return url.rstrip("/")
+
+
+def shown(url: str) -> str:
+    """An address as errors repeat it: without a name and a password in it."""
+    return re.sub(r"//[^/?#]*@", "//***@", url)
 
 
 def trust(url: str, ca_file: str | Path | None, client_cert: tuple[str, str] | None) -> ssl.SSLContext:

@@ -49,6 +49,13 @@ def test_json_goes_both_ways(server, client):
     assert said.headers["Authorization"] == "Bearer local"
 
 
+def test_a_password_in_an_address_is_not_repeated():
+    with pytest.raises(CliError) as caught:
+        Client(closed_port().replace("//", "//user:pa55w0rd@")).get("/v1/pools")
+    assert caught.value.status == exits.UNREACHABLE
+    assert "pa55w0rd" not in f"{caught.value} {caught.value.remedy} {caught.value.details}"
+
+
 def test_a_line_end_around_the_key_is_none_of_it(server):
     server.on("GET", "/v1/pools", answer(body=[]))
     Client(server.url, token="lo_mine\n").get("/v1/pools")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import ssl
 
+import httpx2
 import pytest
 
 from llama_orch.client import LlamaOrchError, UnreachableError
+from llama_orch.client.connection import unreachable
 from llama_orch.client.target import Server, data_directory, target_of, trust
 
 
@@ -83,6 +85,16 @@ def test_what_can_be_no_key_is_refused_and_not_repeated(key):
         target_of("http://there", key, {})
     assert "lo_" not in caught.value.message + caught.value.remedy
     assert caught.value.remedy
+
+
+def test_a_password_in_an_address_is_not_repeated():
+    for url in ("ftp://user:pa55w0rd@there", "http://user:pa55w0rd@:0"):
+        with pytest.raises(LlamaOrchError) as caught:
+            target_of(url, None, {})
+        assert "pa55w0rd" not in caught.value.message
+    error = unreachable(httpx2.ConnectError("refused"), "http://user:pa55w0rd@there:1/v1")
+    assert "//***@there:1/v1" in error.message
+    assert error.url == "http://***@there:1/v1"
 
 
 def test_while_none_is_found_the_last_one_stays(here, tmp_path):
