@@ -67,7 +67,7 @@ test-vllm: $(DEV) $(VLLM_READY) ## the vllm plugin against real vLLM on processo
 # The companions of torch that vLLM asks for do not fit torch's build for processors: they go once all is resolved.
 $(VLLM_READY): tests/engines/vllm/requirements.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $< || { echo "make test-vllm: pip has to find torch's build for processors (torch==2.13.0+cpu), which PyPI does not have: name an index of PyTorch's in PIP_EXTRA_INDEX_URL, or a directory with the wheel in PIP_FIND_LINKS." >&2; exit 2; }
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	@touch $@
 
