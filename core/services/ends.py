@@ -40,7 +40,7 @@ def end_of(
         outcome=outcome,
         finish_reason=finish_reason,
         finish_reasons=list(end.finish_reasons) if end is not None and state.admitted.n > 1 else [],
-        stop_sequence=end.stop_sequence if end is not None else "",
+        stop_sequence=end.stop_sequence.encode(errors="replace").decode() if end is not None else "",
         entries=state.entries,
         tokens_out=state.tokens_out,
         prompt_tokens=prompt_tokens,

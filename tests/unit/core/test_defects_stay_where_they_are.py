@@ -49,3 +49,14 @@ def test_an_observer_that_fails_stops_nobody_else(caplog: Any) -> None:
         assert stage.info(task_id).text == "a"
         assert stage.services.transcripts.written == 1
         assert "a defect in an observer" in caplog.text
+
+
+def test_a_stop_string_that_no_utf8_can_hold_costs_no_task_its_end() -> None:
+    with on_stage() as stage:
+        task_id = stage.submit(stop=["x"]).task_id
+        stage.attempt(task_id).start()
+        stage.attempt(task_id).say("a")
+        stage.attempt(task_id).end(stop_sequence="\ud800x")
+        stage.settle()
+        end = stage.ended(task_id)
+        assert (end.outcome, end.stop_sequence) == ("completed", "?x")
