@@ -96,8 +96,11 @@ class Content:
         else:
             msg = f"{where}.content: expected text or a list of blocks"
             raise InvalidParamsError(msg, field=f"{where}.content", got=type(content).__name__, expected="text")
-        if block.get("is_error") and isinstance(said, str) and not said.lower().startswith("error"):
-            said = f"Error: {said}"  # chats have no other word for it
+        if block.get("is_error"):  # chats have no other word for it
+            if not isinstance(said, str):
+                said = [{"type": "text", "text": "Error:"}, *said]
+            elif not said.lower().startswith("error"):
+                said = f"Error: {said}"
         return ChatMessage(role="tool", content=said, tool_call_id=call_id)
 
     def _assistant(self, blocks: list[dict[str, Any]], where: str) -> ChatMessage:

@@ -331,3 +331,12 @@ def test_whatever_stands_in_any_place_is_understood_or_refused_by_name(
         except InvalidParamsError as error:
             refusals.append(error)
     assert all(error.field and error.what_to_do for error in refusals)
+
+
+def test_a_tools_picture_of_an_error_is_told_to_be_one() -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [picture], "is_error": True}
+    (said,) = Content().messages([{"role": "user", "content": [result]}])
+    assert isinstance(said.content, list)
+    assert [part["type"] for part in said.content] == ["text", "image_url"]
+    assert said.content[0]["text"] == "Error:"
