@@ -93,10 +93,12 @@ def _require_tools(request: TaskRequest) -> None:
         if tool.get("type") != "function" or not isinstance(function, dict):
             kind = tool.get("type")
             kind = kind[:64] if isinstance(kind, str) else None
-            msg = f"tools.{at}: got a tool of type {kind!r}, only functions are served"
+            field, msg = f"tools.{at}.type", f"tools.{at}: got a tool of type {kind!r}, only functions are served"
+            if kind == "function":
+                field, msg = f"tools.{at}.function", f"tools.{at}.function is missing, or no object"
             raise InvalidParamsError(
                 msg,
-                field=f"tools.{at}.type",
+                field=field,
                 got=kind,
                 expected='{"type": "function", "function": {"name": ..., "parameters": {...}}}',
             )

@@ -217,6 +217,7 @@ TASK_BODIES: list[tuple[dict[str, Any], str, str]] = [
         "missing",
     ),
     (_with_tools([{"type": "custom"}]), "tools.0.type", "only functions"),
+    (_with_tools([{"type": "function"}]), "tools.0.function", "is missing"),
     (_with_tools([{"type": "function", "function": {"name": ""}}]), "tools.0.function.name", "1 to 256"),
     (
         _with_tools([{"type": "function", "function": {"name": "f", "parameters": []}}]),
