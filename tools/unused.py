@@ -33,7 +33,6 @@ ALLOWED: dict[str, str] = {
     "api/*.py:content_type": "Falcon sends it",
     "api/*:*Resource": "api/discovery.py finds resources in their folders",
     "api/protocol.py:disconnected": "uvicorn's",
-    "api/protocol.py:send_400_response": "uvicorn calls it",
     "api/server.py:capture_signals": "uvicorn calls it",
     "api/server.py:should_exit": "uvicorn looks at it",
     "cli/following.py:_on_*": "called by the names of stream events",
