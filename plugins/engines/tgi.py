@@ -163,7 +163,7 @@ class Tgi:
             return attempt
         try:
             self._send(attempt, job, job.prompt, self._info)
-        except RefusedError as error:
+        except Exception as error:  # whatever it is, the attempt has an end
             attempt.prepare(partial(_refuse, error))
         return attempt
 
@@ -323,7 +323,7 @@ def _doubled(text: str, tokens: Sequence[_Token]) -> str:
     return ""
 
 
-async def _refuse(error: RefusedError) -> None:
+async def _refuse(error: Exception) -> None:
     raise error
 
 

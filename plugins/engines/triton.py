@@ -173,7 +173,7 @@ class Triton:
             if self._model is not None:
                 attempt.ask(self._tensors(job, prompt, self._model), self._model)
                 return attempt
-        except RefusedError as error:
+        except Exception as error:  # whatever it is, the attempt has an end
             attempt.prepare(partial(_refuse, error))
             return attempt
         attempt.prepare(lambda: self._ask_unknown(attempt, job, prompt))
@@ -294,7 +294,7 @@ class Triton:
         return sum(attempt.asked for attempt in self.live if attempt is not but)
 
 
-async def _refuse(error: RefusedError) -> None:
+async def _refuse(error: Exception) -> None:
     raise error
 
 

@@ -132,14 +132,18 @@ def test_a_chat_has_the_token_that_begins_a_sequence_once():
     run(test)
 
 
-def test_a_job_that_nobody_expected_ends_all_the_same():
+@pytest.mark.parametrize("known", [False, True])
+def test_a_job_that_nobody_expected_ends_all_the_same(known):
     async def test():
         async with TgiServer().serving() as server:
             engine, sink = Tgi({"url": server.url}), Recorder()
+            if known:
+                await engine.properties()
             handle = engine.generate(job(sampling={"temperature": "hot"}), sink)
             failure = await sink.failure()
             assert (failure.kind, failure.retriable) == ("invalid", False)
             assert await handle.slot_free() == "slot-free"
+            assert not engine.live
             await engine.close()
 
     run(test)
