@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llama_orch.core.settings import PoolSettings, ProvisioningSettings
@@ -175,9 +176,9 @@ def test_a_chat_that_is_rendered_says_what_one_says_that_the_engine_parses(model
         prompt = await engine.render_chat(chat)
         assert prompt.endswith(ends)
         said = []
-        for more in ({"prompt": prompt}, {"chat": ChatJob(messages=chat)}):
+        rendered = GenerateJob(task_id="t", attempt=1, workload="chat", seed=3, slot=0, max_tokens=12, prompt=prompt)
+        for job in (rendered, msgspec.structs.replace(rendered, prompt="", chat=ChatJob(messages=chat))):
             sink = Recorder()
-            job = GenerateJob(task_id="t", attempt=1, workload="chat", seed=3, slot=0, max_tokens=12, **more)
             engine.generate(job, sink)
             end = await sink.end()
             said.append((sink.text, end.tokens, end.prompt_tokens, end.finish_reason))

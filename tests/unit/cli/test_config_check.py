@@ -84,7 +84,16 @@ def test_a_whole_configuration_with_external_engines_is_sound(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "bind",
-    ["127.0.0.1:8080", "127.9.9.9:1", "[::1]:0", "localhost:65535", "0.0.0.0:1", "[::]:1", "192.168.0.2:1", "box.lan:1"],
+    [
+        "127.0.0.1:8080",
+        "127.9.9.9:1",
+        "[::1]:0",
+        "localhost:65535",
+        "0.0.0.0:1",
+        "[::]:1",
+        "192.168.0.2:1",
+        "box.lan:1",
+    ],
 )
 def test_addresses_may_be_bound_whether_there_are_keys_is_seen_at_the_start(bind):
     assert bind_fault(bind) == ""
