@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -68,7 +69,9 @@ def vllm_server(model: Path, *arguments: str) -> Iterator[Running]:
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
     command += ["--max-num-seqs", "4", "--dtype", "float32", "--enforce-eager", *arguments]
     log = model / f"server-{port}.log"
-    with log.open("wb") as output:
+    # Its processes speak through sockets, which one that is killed leaves behind; their paths have to be short.
+    with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="vllm-") as sockets:
+        environment["VLLM_RPC_BASE_PATH"] = sockets
         # In an empty directory: one that is called as its packages are would be taken for them.
         process = subprocess.Popen(
             command, env=environment, cwd=model, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
