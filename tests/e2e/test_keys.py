@@ -161,7 +161,9 @@ def test_commands_speak_tls_to_their_own_server(new_server: Any, tmp_path: Path)
     assert server.home.call("run", "hi", "--model", "mock").status == 0
     assert server.home.call("keys", "create", "one").status == 0
     assert len(server.home.json("keys", "list")["keys"]) == 1
-    away = {"LLORCH_URL": server.url}
+    by_address = {"LLORCH_URL": server.url}
+    assert server.home.call("keys", "list", environ=by_address).status == 0, "it is the server of this data directory"
+    away = by_address | {"LLORCH_DATA_DIR": str(tmp_path / "elsewhere")}
     assert server.home.call("keys", "list", environ=away).status == 3, "it trusts nobody that it was not told to"
     ca_file = str(tmp_path / "authority.pem")
     told = server.home.call("keys", "list", environ=away | {"LLORCH_CA_FILE": ca_file})
