@@ -26,8 +26,7 @@ from typing import Any
 
 from tests.support.host import StandInHost
 
-from llama_orch.core.errors import InvalidParamsError
-from llama_orch.core.ports import (
+from llama_orch.core.engine_ports import (
     AttemptEnd,
     AttemptSink,
     AttemptStart,
@@ -36,6 +35,7 @@ from llama_orch.core.ports import (
     EngineState,
     GenerateJob,
 )
+from llama_orch.core.errors import InvalidParamsError
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.services.container import Services, build_services
 from llama_orch.core.settings import PoolSettings, QueueSettings, Settings

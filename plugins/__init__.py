@@ -12,6 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from ..core.engine_ports import (
+    FEATURES,
+    AttemptEnd,
+    AttemptFailure,
+    AttemptHandle,
+    AttemptSink,
+    AttemptStart,
+    ChatJob,
+    ContainerSpec,
+    EmbeddingResult,
+    Engine,
+    EngineFactory,
+    EngineHealth,
+    EngineProperties,
+    EngineState,
+    GenerateJob,
+    LauncherFactory,
+    LaunchPlan,
+    ProvisionedEngine,
+    RerankResult,
+)
 from ..core.entries import EntryBatch, batch_of
 from ..core.errors import (
     ConfigError,
@@ -28,33 +49,14 @@ from ..core.frames import Frame
 from ..core.gguf import GgufError, GgufHead, read_head
 from ..core.logprobs import TokenLogprob, pack_logprobs
 from ..core.ports import (
-    FEATURES,
-    AttemptEnd,
-    AttemptFailure,
-    AttemptHandle,
-    AttemptSink,
-    AttemptStart,
     BodyPiece,
-    ChatJob,
     Clock,
     CommitUnit,
-    ContainerSpec,
-    EmbeddingResult,
-    Engine,
-    EngineFactory,
-    EngineHealth,
-    EngineProperties,
-    EngineState,
-    GenerateJob,
     IndexFilter,
     IndexRow,
     JournalStore,
-    LauncherFactory,
-    LaunchPlan,
     PlacementPolicy,
     PlacementSnapshot,
-    ProvisionedEngine,
-    RerankResult,
     StoreFactory,
     Tail,
 )

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from ..core.ports import ContainerSpec
+from ..core.engine_ports import ContainerSpec
 
 OWNER_LABEL: Final = "llama-orch.owner"
 POOL_LABEL: Final = "llama-orch.pool"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pluggy
 
-from ..core.ports import EngineFactory, LauncherFactory, PlacementPolicy, StoreFactory
+from ..core.engine_ports import EngineFactory, LauncherFactory
+from ..core.ports import PlacementPolicy, StoreFactory
 
 hookspec = pluggy.HookspecMarker("llama_orch")
 

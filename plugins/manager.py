@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import pluggy
 
+from ..core.engine_ports import EngineFactory, LauncherFactory
 from ..core.errors import ConfigError
-from ..core.ports import EngineFactory, LauncherFactory, PlacementPolicy, StoreFactory
+from ..core.ports import PlacementPolicy, StoreFactory
 from . import hookspecs
 
 V = TypeVar("V")

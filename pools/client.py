@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..core.devices import HostSample
+from ..core.engine_ports import Engine, EngineFactory, EngineProperties, LauncherFactory
 from ..core.errors import CorruptJournalError, OrchError
 from ..core.events.pool import PoolReady, PoolRetired, PoolUnready
 from ..core.journal.journal import Journal
-from ..core.ports import Engine, EngineFactory, EngineProperties, LauncherFactory
 from ..core.projections.pools import UNLOADED
 from ..core.projections.projection import Recorded
 from ..core.registry import decode_payload

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from ..core.ports import EngineProperties
+from ..core.engine_ports import EngineProperties
 from ..core.settings import ManagerSettings, PoolSettings
 
 Handover = Literal["", "new-first", "stop-first"]

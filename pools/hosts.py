@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..core.engine_ports import LauncherFactory, LaunchPlan
 from ..core.errors import ConfigError
-from ..core.ports import LauncherFactory, LaunchPlan
 from . import causes
 from . import identity as identities
 from .identity import Identity, ProcessTable

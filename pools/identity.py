@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ..core.ports import LaunchPlan
+from ..core.engine_ports import LaunchPlan
 from . import files
 
 #: environment variable that marks engine processes: ``<owner>/<pool>/<generation>``

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
+from ..core.engine_ports import Engine, EngineFactory, EngineProperties, LauncherFactory
 from ..core.events.pool import PoolUnready
-from ..core.ports import Clock, Engine, EngineFactory, EngineProperties, LauncherFactory
+from ..core.ports import Clock
 from ..core.settings import ManagerSettings
 from . import causes
 from . import identity as identities

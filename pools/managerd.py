@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ..core.engine_ports import EngineProperties
 from ..core.events.pool import PoolReady
-from ..core.ports import EngineProperties
 from ..core.projections.pools import UNLOADED
 from ..core.registry import encode_payload, type_of
 from ..core.settings import ManagerSettings

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..core.engine_ports import Engine, EngineProperties
 from ..core.events.pool import PoolMeasured, PoolReady, PoolReloaded, PoolReloadFailed, PoolUnready
-from ..core.ports import Engine, EngineProperties
 from . import causes
 from .desired import DesiredPool, PoolSink
 from .identity import seat_names

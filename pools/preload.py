@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
+from ..core.engine_ports import AttemptEnd, AttemptFailure, AttemptStart, ChatJob, Engine, GenerateJob
 from ..core.entries import EntryBatch
-from ..core.ports import AttemptEnd, AttemptFailure, AttemptStart, ChatJob, Engine, GenerateJob
 
 #: tokens decoded for the measurement; the first one is prefill
 PRELOAD_TOKENS: Final = 8

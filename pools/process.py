@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..core.ports import LaunchPlan
+from ..core.engine_ports import LaunchPlan
 from . import causes
 from . import identity as identities
 from .identity import MARKER, Identity, ProcessTable

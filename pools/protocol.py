@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from ..core.ports import EngineProperties
+from ..core.engine_ports import EngineProperties
 from ..core.settings import ManagerSettings
 from .desired import DesiredPool
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import msgspec
 
+from ..core.engine_ports import Engine, EngineFactory, EngineHealth, EngineProperties, EngineState
 from ..core.errors import ConfigError, OrchError
-from ..core.ports import Clock, Engine, EngineFactory, EngineHealth, EngineProperties, EngineState
+from ..core.ports import Clock
 from . import causes
 from .hosts import Found, Host
 from .lifecycle import (

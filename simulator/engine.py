@@ -13,9 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..core.entries import batch_of
-from ..core.errors import InvalidParamsError
-from ..core.ports import (
+from ..core.engine_ports import (
     AttemptEnd,
     AttemptFailure,
     AttemptSink,
@@ -25,6 +23,8 @@ from ..core.ports import (
     EngineState,
     GenerateJob,
 )
+from ..core.entries import batch_of
+from ..core.errors import InvalidParamsError
 from ..core.types import Entry
 from .rig import NEIGHBOUR_PERCENT, ModelledPool, Rig
 

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from ..core.devices import CPU, GpuReading, HostSample, MemoryReading
+from ..core.engine_ports import EngineProperties
 from ..core.events.pool import PoolLoading, PoolMeasured, PoolReady, PoolSized, PoolUnloading, PoolUnready
-from ..core.ports import EngineProperties
 from ..core.projections.projection import Recorded
 from ..core.services.container import Services
 from .engine import Load, ModelledEngine, Script

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..core.engine_ports import EngineProperties
 from ..core.errors import OrchError
 from ..core.events.task import TaskEnded
 from ..core.journal.journal import Journal, JournalOptions
-from ..core.ports import EngineProperties, JournalStore
+from ..core.ports import JournalStore
 from ..core.projections.projection import Recorded
 from ..core.scheduling.swap_types import SwapPlan, SwapSnapshot
 from ..core.scheduling.swaps import plan_swaps

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ..engine_ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart
 from ..entries import EntryBatch, batch_of
 from ..journal.journal import Journal
-from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart
 from ..types import Entry
 from .purses import Purse
 
@@ -38,7 +38,7 @@ class _Debt:
 
 
 class Attempt:
-    """The sink of one attempt; see :class:`~llama_orch.core.ports.AttemptSink`."""
+    """The sink of one attempt; see :class:`~llama_orch.core.engine_ports.AttemptSink`."""
 
     __slots__ = (
         "_debts",

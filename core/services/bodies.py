@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from ..engine_ports import EmbeddingResult, RerankResult
 from ..errors import CorruptJournalError, JournalError, JournalUnavailableError
-from ..ports import BodyPiece, EmbeddingResult, JournalStore, RerankResult
+from ..ports import BodyPiece, JournalStore
 from ..types import ChatMessage, TaskRequest
 
 #: a body is stored in pieces of at most this size, so that a large prompt never makes one huge row

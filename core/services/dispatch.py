@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+from ..engine_ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart, ChatJob, Engine
 from ..entries import EntryBatch
 from ..errors import (
     BudgetExhaustedError,
@@ -23,7 +24,7 @@ from ..errors import (
 from ..events.lease import LeaseGranted, LeaseReleased
 from ..events.task import TaskAttemptFailed, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.journal import Journal
-from ..ports import AttemptEnd, AttemptFailure, AttemptHandle, AttemptStart, BodyPiece, ChatJob, Clock, Engine
+from ..ports import BodyPiece, Clock
 from ..projections.queue import GroupQueue
 from ..projections.tasks import TaskState
 from ..settings import Settings

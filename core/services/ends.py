@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..engine_ports import AttemptEnd, AttemptFailure
 from ..errors import ContextExceededError, InvalidParamsError, OrchError, WorkerResetError
 from ..events.task import TaskAttemptFailed, TaskEnded
-from ..ports import AttemptEnd, AttemptFailure
 from ..projections.head import Head
 from ..projections.tasks import TaskState
 from ..types import Amount

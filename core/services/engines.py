@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..ports import Engine, EngineProperties
+from ..engine_ports import Engine, EngineProperties
 
 
 class EngineDirectory(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..ports import ChatJob, Engine, EngineProperties, GenerateJob
+from ..engine_ports import ChatJob, Engine, EngineProperties, GenerateJob
 from ..projections.tasks import TaskState
 from .bodies import RequestBody
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
+from ..engine_ports import EmbeddingResult, RerankResult
 from ..entries import EntryBatch
 from ..errors import CorruptJournalError
 from ..events.task import TaskAdmitted, TaskEnded, TaskPlaced, TaskStarted
 from ..journal.history import fact_at, facts_of
 from ..journal.journal import Journal
 from ..journal.live import LiveStream
-from ..ports import EmbeddingResult, IndexFilter, IndexRow, RerankResult
+from ..ports import IndexFilter, IndexRow
 from ..projections.tasks import TaskState
 from .bodies import Bodies, RequestBody
 from .budgets import Quantities, quantities

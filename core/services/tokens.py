@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from ..engine_ports import Engine
 from ..errors import OrchError, PoolUnreadyError
 from ..journal.journal import Journal
-from ..ports import Engine
 from ..projections.pools import PoolState
 from .bodies import RequestBody
 from .engines import EngineDirectory

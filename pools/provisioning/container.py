@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ...core.ports import ContainerSpec
+from ...core.engine_ports import ContainerSpec
 from ...plugins.containers import OWNER_LABEL
 from .building import Workshop
 from .catalog import EngineCatalog

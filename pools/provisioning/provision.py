@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from ...core.ports import ContainerSpec, ProvisionedEngine
+from ...core.engine_ports import ContainerSpec, ProvisionedEngine
 from ...core.settings import ProvisioningSettings
 from . import archive, container, download, inspection, source
 from .catalog import EngineCatalog, EngineRecord, key_of, name_of

@@ -8,8 +8,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_orch.core.engine_ports import FEATURES
 from llama_orch.core.entries import batch_of
-from llama_orch.core.ports import FEATURES
 from llama_orch.core.types import Entry
 
 from ..support.stage import Stage, on_stage

@@ -9,9 +9,7 @@ from typing import Any
 
 import msgspec
 
-from llama_orch.core.entries import EntryBatch, batch_of
-from llama_orch.core.errors import InvalidParamsError, PoolUnavailableError
-from llama_orch.core.ports import (
+from llama_orch.core.engine_ports import (
     AttemptEnd,
     AttemptFailure,
     AttemptSink,
@@ -21,6 +19,8 @@ from llama_orch.core.ports import (
     EngineState,
     GenerateJob,
 )
+from llama_orch.core.entries import EntryBatch, batch_of
+from llama_orch.core.errors import InvalidParamsError, PoolUnavailableError
 from llama_orch.core.types import Entry
 
 from .loop import StepLoop

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from llama_orch.core.engine_ports import EngineProperties
 from llama_orch.core.errors import JournalUnavailableError
 from llama_orch.core.events.pool import PoolReady, PoolUnready
-from llama_orch.core.ports import EngineProperties
 from llama_orch.core.services.container import Services
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ....core.ports import AttemptEnd, ChatJob
+from ....core.engine_ports import AttemptEnd, ChatJob
 from ....core.types import CALL, REASONING, TEXT, TOOL
 from .recorder import Recorder
 from .suite import WEATHER, OpenEngine, Suite

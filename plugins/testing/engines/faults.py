@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 import pytest
 
-from ....core.ports import Engine, EngineState, GenerateJob
+from ....core.engine_ports import Engine, EngineState, GenerateJob
 from .recorder import PATIENCE_S, Recorder
 from .suite import Suite
 

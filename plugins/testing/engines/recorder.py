@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from ....core.engine_ports import AttemptEnd, AttemptFailure, AttemptStart
 from ....core.entries import EntryBatch
-from ....core.ports import AttemptEnd, AttemptFailure, AttemptStart
 from ....core.types import Entry
 
 #: a test that hangs is told apart from one that fails, in seconds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from ....core.engine_ports import EngineState
 from ....core.entries import pack, unpack
 from ....core.logprobs import unpack_logprobs
-from ....core.ports import EngineState
 from .recorder import Recorder
 from .suite import OpenEngine, Suite
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 import msgspec
 import pytest
 
-from ....core.ports import AttemptEnd, AttemptHandle, ChatJob, Engine, GenerateJob
+from ....core.engine_ports import AttemptEnd, AttemptHandle, ChatJob, Engine, GenerateJob
 from .recorder import PATIENCE_S, Recorder
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from ....core.ports import AttemptEnd, EmbeddingResult, RerankResult
+from ....core.engine_ports import AttemptEnd, EmbeddingResult, RerankResult
 from .recorder import Recorder
 from .suite import OpenEngine, Suite
 

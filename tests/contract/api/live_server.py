@@ -16,8 +16,8 @@ from llama_orch.api.auth import Secrets
 from llama_orch.api.logs import EventLog
 from llama_orch.api.server import serve
 from llama_orch.api.tls import server_context
+from llama_orch.core.engine_ports import Engine, EngineProperties
 from llama_orch.core.journal.journal import Journal, JournalOptions
-from llama_orch.core.ports import Engine, EngineProperties
 from llama_orch.core.services.container import Services, build_services
 from llama_orch.core.settings import PoolSettings, Settings
 from llama_orch.plugins.engines.llamacpp import LlamaCpp

@@ -90,7 +90,7 @@ def test_every_series_moves(http: httpx.Client, small: LiveServer) -> None:
     unready = values(http)
 
     async def again() -> None:
-        from llama_orch.core.ports import EngineProperties
+        from llama_orch.core.engine_ports import EngineProperties
 
         known = EngineProperties(engine_version="mock-1", model_name="mock", slots=1, ctx=4096)
         small.host.ready("m", known, generation=2, decode_mtok_s=0)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from llama_orch.core.engine_ports import FEATURES
 from llama_orch.core.errors import InvalidParamsError
 from llama_orch.core.events.task import TaskPlaced
-from llama_orch.core.ports import FEATURES
 from llama_orch.core.services.abilities import needs_of
 from llama_orch.core.types import ChatMessage, TaskRequest
 

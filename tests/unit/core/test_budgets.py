@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from llama_orch.core.amounts import decimal, pico
+from llama_orch.core.engine_ports import AttemptEnd, EmbeddingResult
 from llama_orch.core.entries import batch_of
 from llama_orch.core.errors import BudgetExhaustedError
 from llama_orch.core.events.budget import BudgetReserved
 from llama_orch.core.events.task import TaskAdmitted, TaskRejected
-from llama_orch.core.ports import AttemptEnd, EmbeddingResult
 from llama_orch.core.settings import BudgetCapSettings
 from llama_orch.core.types import Amount, Entry
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from llama_orch.core.engine_ports import AttemptEnd, EmbeddingResult
 from llama_orch.core.entries import batch_of
 from llama_orch.core.errors import BudgetExhaustedError, ConflictError
-from llama_orch.core.ports import AttemptEnd, EmbeddingResult
 from llama_orch.core.services.caller import Caller
 from llama_orch.core.settings import BudgetCapSettings, PriceSettings
 from llama_orch.core.types import Entry

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_orch.core.engine_ports import FEATURES, EmbeddingResult, RerankResult
 from llama_orch.core.entries import EntryBatch, batch_of, pack, unpack
 from llama_orch.core.errors import CorruptJournalError
 from llama_orch.core.logprobs import TokenLogprob, pack_logprobs, unpack_logprobs
-from llama_orch.core.ports import FEATURES, EmbeddingResult, RerankResult
 from llama_orch.core.services.outcomes import call_id, choices_of
 from llama_orch.core.types import Entry
 

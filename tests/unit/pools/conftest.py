@@ -15,8 +15,8 @@ import msgspec
 import pytest
 import uvloop
 
+from llama_orch.core.engine_ports import EngineProperties, LaunchPlan
 from llama_orch.core.events.pool import PoolReady, PoolUnready
-from llama_orch.core.ports import EngineProperties, LaunchPlan
 from llama_orch.core.settings import PoolSettings, ProvisioningSettings
 from llama_orch.plugins.engines.llamacpp import LlamaCpp
 from llama_orch.plugins.engines.mock import MockEngine

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llama_orch.core.engine_ports import EngineProperties
 from llama_orch.core.events.pool import PoolReady, PoolUnready
-from llama_orch.core.ports import EngineProperties
 from llama_orch.core.settings import ManagerSettings, PoolSettings
 from llama_orch.pools.connection import Lines, SocketPlace
 from llama_orch.pools.desired import DesiredPool, PoolSink

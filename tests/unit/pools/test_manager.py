@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llama_orch.core.ports import GenerateJob
+from llama_orch.core.engine_ports import GenerateJob
 from llama_orch.plugins.testing.engines import Recorder
 from llama_orch.pools import identity as identities
 from llama_orch.pools.hosts import free_port

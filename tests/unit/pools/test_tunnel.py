@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_orch.core.ports import EngineState
+from llama_orch.core.engine_ports import EngineState
 from llama_orch.core.settings import HostSettings, PoolSettings, ProvisioningSettings, Settings
 from llama_orch.plugins.engines._mock_machine import Machine
 from llama_orch.plugins.engines._mock_server import MockServer

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from llama_orch.core.ports import ContainerSpec
+from llama_orch.core.engine_ports import ContainerSpec
 from llama_orch.core.settings import ProvisioningSettings
 from llama_orch.pools.provisioning import ProvisionError, provision
 from llama_orch.pools.provisioning.container import end_strays, runtime_of
